@@ -1,0 +1,96 @@
+"""Making ZeroMQ sockets: one place for options, so that no socket of ours ever blocks at exit or grows without bound.
+
+Every socket: linger 0, IMMEDIATE (nothing is queued to connections that do not exist), short reconnects, a bounded
+high-water mark, ROUTER_MANDATORY on routers. Sockets belong to the thread that made them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import zmq
+
+from zcluster.config import ClusterSpec
+
+HIGH_WATER_MESSAGES = 10_000
+MESSAGE_BYTES_MAX = 128 << 20
+RECONNECT_MS = 10
+RECONNECT_MS_MAX = 200
+
+
+class Security:
+    """CURVE keys of a cluster (tcp); for ipc the 0700 directory is the guard and there are none."""
+
+    def __init__(self, public: bytes, secret: bytes) -> None:
+        self.public = public
+        self.secret = secret
+
+    @classmethod
+    def load(cls, spec: ClusterSpec) -> Security | None:
+        """Keys from `<cluster>/keys/cluster.key` (two lines, Z85); None for ipc."""
+        if spec.settings.transport == "ipc":
+            return None
+        public, secret = (Path(spec.directory) / "keys" / "cluster.key").read_bytes().split()
+        return cls(public, secret)
+
+
+def make_socket(
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    *,
+    bind: str | None = None,
+    connect: str | None = None,
+    security: Security | None = None,
+    high_water: int = HIGH_WATER_MESSAGES,
+    message_bytes_max: int = MESSAGE_BYTES_MAX,
+) -> zmq.Socket[bytes]:
+    """A bound or connected socket with our options. Raises: zmq.ZMQError (address in use, ...)."""
+    socket = context.socket(kind)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = high_water
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
+    socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)
+    if kind == zmq.ROUTER:
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    if security is not None:
+        socket.curve_publickey = security.public
+        socket.curve_secretkey = security.secret
+        if bind is not None:
+            socket.curve_server = True
+            socket.setsockopt(zmq.ZAP_DOMAIN, b"zcluster")
+        else:
+            socket.curve_serverkey = security.public
+    try:
+        if bind is not None:
+            socket.bind(bind)
+        if connect is not None:
+            socket.connect(connect)
+    except zmq.ZMQError:
+        socket.close()
+        raise
+    return socket
+
+
+def serve_authentication(context: zmq.Context[zmq.Socket[bytes]], security: Security | None) -> object | None:
+    """Admit only holders of the cluster's own key (CURVE alone admits anybody who knows the server's public key).
+
+    Returns the running authenticator to keep alive, or None for ipc.
+    """
+    if security is None:
+        return None
+    from zmq.auth.thread import ThreadAuthenticator
+
+    public = security.public
+
+    class ClusterKey:
+        """Accepts one public key: the cluster's."""
+
+        def callback(self, domain: str, key: bytes) -> bool:
+            return key == public
+
+    authenticator = ThreadAuthenticator(context)  # type: ignore[arg-type, unused-ignore]
+    authenticator.start()
+    authenticator.configure_curve_callback(domain="zcluster", credentials_provider=ClusterKey())
+    return authenticator
