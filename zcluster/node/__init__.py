@@ -1,1 +1,10 @@
-"""To be described."""
+"""One node's replica process.
+
+    transport --> server --> replica --> consensus, machines     (inputs, pure from `replica` on)
+    transport <-- server <-- replica                             (effects)
+                     |
+                  storage (log writer thread, checkpoint thread)
+
+`replica` is pure and is what a simulator runs; `server` is the only event loop; `install` moves checkpoints;
+`deaths` turns pidfds into death certificates; `status` describes. Not here: starting processes, and tasks.
+"""

@@ -1,0 +1,191 @@
+"""`python -m zcluster.node CLUSTER_DIRECTORY NODE [--create]`: one replica process.
+
+Exit codes: 0 stopped cleanly; 74 the disk failed; 78 the data directory is refused (missing, another cluster's, newer,
+damaged beyond local repair). For the last two the reason is also in `run/<node>.error`.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from zcluster import wire
+from zcluster.config import FORMAT, ClusterSpec, load_spec
+from zcluster.consensus.api import Recovered
+from zcluster.consensus.api import Settings as CoreSettings
+from zcluster.consensus.raft import Raft
+from zcluster.errors import Error, StorageError
+from zcluster.machines.api import Machine
+from zcluster.machines.mux import ClusterMachine
+from zcluster.node.journal import journal
+from zcluster.node.replica import Limits, Replica
+from zcluster.node.server import Server
+from zcluster.storage.checkpoint import read_checkpoint
+from zcluster.storage.disk import Disk, PosixDisk
+from zcluster.storage.recover import RecoveredStore, open_store
+from zcluster.storage.writer import Writer
+from zcluster.transport.liveness import exit_with_owner, start_ticks
+from zcluster.transport.peers import Envelope
+from zcluster.transport.wakeup import Wakeup
+from zcluster.types import MS, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
+
+EXIT_DISK = 74
+EXIT_REFUSED = 78
+SWITCH_INTERVAL_S = 0.0001  # the log writer's thread must get the interpreter back at once
+
+
+class Refused(StorageError):
+    """This data directory must not be served from; starting again does not help."""
+
+
+def main(arguments: list[str]) -> int:
+    directory, node = arguments[0], arguments[1]
+    error_file = Path(directory) / "run" / f"{node}.error"
+    serving = False
+    try:
+        spec = load_spec(directory)
+        error_file.unlink(missing_ok=True)
+        server = prepare(spec, node, create="--create" in arguments[2:])
+        serving = True
+        server.run()
+    except (Error, OSError, MemoryError, RecursionError) as error:
+        text = f"{type(error).__name__}: {error}"
+        journal(node, text)
+        if not isinstance(error, StorageError):
+            raise
+        try:
+            error_file.write_text(text + "\n")
+        except OSError:
+            pass
+        return EXIT_DISK if serving else EXIT_REFUSED
+    return 0
+
+
+def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
+    """Open the store, take a new incarnation, restore the state machine, build the core. Raises: StorageError."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    exit_with_owner()
+    disk: Disk = PosixDisk()
+    settings = spec.settings
+    identity = Identity(FORMAT, spec.cluster_id, spec.replica_id(node), settings.engine)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    store = open_store(
+        disk,
+        spec.data_directory(node),
+        identity=identity,
+        boot_id=boot_id,
+        create=create,
+        segment_bytes=settings.segment_bytes,
+    )
+    found = store.recovered
+    check_usable(found, spec, node)
+    wakeup = Wakeup()
+    writer = Writer(store.wal, settings.durability, wakeup.set)
+    incarnation = found.incarnation + 1
+    take_incarnation(writer, wakeup, incarnation, found)
+
+    def new_machine() -> Machine:
+        return ClusterMachine(settings.key_bytes_max, settings.value_bytes_max, settings.sessions_max)
+
+    machine = new_machine()
+    if found.checkpoint_path is not None:
+        machine.restore(read_checkpoint(disk, found.checkpoint_path))
+    initial = Configuration(voters=tuple(sorted(n.replica_id for n in spec.nodes)))
+
+    def make_replica(verify_death: Callable[[int, int], bool], now: Nanoseconds) -> Replica:
+        core = Raft(
+            identity.replica_id,
+            incarnation,
+            CoreSettings(
+                election_timeout=settings.election_timeout_ms * MS,
+                heartbeat_interval=settings.heartbeat_ms * MS,
+                lease_margin=settings.heartbeat_ms * MS,
+            ),
+            recovered_core(found, initial),
+            random.Random(f"{spec.cluster_id}.{identity.replica_id}.{incarnation}"),
+            now,
+        )
+        limits = Limits(
+            checkpoint_bytes=settings.checkpoint_bytes, checkpoint_interval=settings.checkpoint_seconds * 1000 * MS
+        )
+        applied = found.checkpoint or SnapshotMeta(0, 0, initial)
+        return Replica(core, machine, limits, applied=applied, now=now, verify_death=verify_death)
+
+    pid = os.getpid()
+    me = Envelope(
+        protocol=wire.PROTOCOL,
+        cluster_id=spec.cluster_id,
+        sender=identity.replica_id,
+        incarnation=incarnation,
+        receiver=0,
+        pid=pid,
+        start_ticks=start_ticks(pid) or 0,
+    )
+    server = Server(
+        spec,
+        node,
+        disk=disk,
+        store=store,
+        writer=writer,
+        wakeup=wakeup,
+        me=me,
+        make_replica=make_replica,
+        new_machine=new_machine,
+    )
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    journal(node, f"incarnation {incarnation} started, pid {pid}, log up to {last_index(found)}")
+    return server
+
+
+def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
+    """What the disk remembered, in the core's words."""
+    return Recovered(
+        hard_state=found.hard_state,
+        configuration=found.checkpoint.configuration if found.checkpoint else initial,
+        snapshot=found.checkpoint,
+        entries=found.entries,
+        repair=found.repair,
+        all_voters=found.suspect_tail,
+        bootstrap=found.fresh,
+        hold_votes=not found.fresh and found.same_boot,
+    )
+
+
+def last_index(found: RecoveredStore) -> int:
+    if found.entries:
+        return found.entries[-1].index
+    return found.checkpoint.index if found.checkpoint else 0
+
+
+def check_usable(found: RecoveredStore, spec: ClusterSpec, node: str) -> None:
+    """Refuse to serve from data that could break promises made earlier. Raises: Refused."""
+    if found.wiped:
+        raise Refused(
+            f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
+            "part again under this identity. The other nodes go on without it."
+        )
+    if found.repair and len(spec.nodes) == 1:
+        raise Refused(
+            f"{found.damage or 'a repair is pending'}: a one-node cluster has no peer to repair it from. The damaged "
+            "files are kept as *.damaged; restore them, or start anew with `zcluster down --purge`."
+        )
+
+
+def take_incarnation(writer: Writer, wakeup: Wakeup, incarnation: int, found: RecoveredStore) -> None:
+    """Make the new incarnation durable before anything is said under it. Raises: StorageError."""
+    writer.submit(WriteBatch(seq=0, incarnation=incarnation, hard_state=found.hard_state))
+    while not (completion := writer.completed()).syncs:
+        if completion.error is not None:
+            raise completion.error
+        wakeup.wait()
+    wakeup.clear()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,483 @@
+"""The replica: consensus + state machine + who waits for what. Pure: no clock, no disk, no socket.
+
+    client frames --+                                   +--> messages to peers (now, or once persisted)
+    peer messages --+--> inputs ... --> turn() --> Effects --> batches for the log writer
+    disk done     --+                                   +--> replies to clients
+    deadlines     --+                                   +--> checkpoints to write or to send, log to trim
+
+Inputs only take in; `turn` lets all that has come in take effect: every client frame that is waiting becomes part of
+ONE log entry (its bytes untouched), then the core's `Ready`s are carried over into `Effects`.
+
+Invariants: an entry is applied once, in order; a reply leaves only after its entry was applied (hence committed); what
+consensus wants to send after persisting leaves only after `persisted` said so; a read is served at or after its index.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from zcluster import wire
+from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
+from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
+from zcluster.machines.api import Machine, Snapshot
+from zcluster.types import (
+    KIND_CONFIG,
+    KIND_FRAMES,
+    KIND_NOOP,
+    MS,
+    NEVER,
+    Configuration,
+    Entry,
+    Index,
+    Nanoseconds,
+    ReplicaId,
+    SnapshotMeta,
+    Term,
+    WriteBatch,
+)
+
+ENTRY_BYTES_SOFT_MAX: Final = 1 << 20  # an entry is closed when its frames exceed this; one frame may be larger
+ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
+PENDING_BYTES_MAX: Final = 64 << 20
+PENDING_FRAMES_MAX: Final = 100_000
+READS_WAITING_MAX: Final = 100_000
+
+Client = bytes
+Waiting = list[tuple[Client, int]]
+Read = tuple[Client, int, list[Any]]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """When to write a checkpoint: after so many bytes of applied entries, or so long after the last one (0: never by
+    time). Nothing is written while nothing was applied."""
+
+    checkpoint_bytes: int
+    checkpoint_interval: Nanoseconds
+
+
+class Effects:
+    """What the loop is to carry out, in this order."""
+
+    __slots__ = ("announce", "capture", "compacted", "messages", "replies", "snapshot_sends", "writes")
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[ReplicaId, AnyMessage]] = []
+        self.writes: list[WriteBatch] = []
+        self.snapshot_sends: list[tuple[ReplicaId, SnapshotMeta]] = []
+        self.replies: list[tuple[Client, bytes, bytes]] = []
+        self.announce: tuple[ReplicaId, Term] | None = None  # tell all clients who leads
+        self.capture: tuple[SnapshotMeta, Snapshot] | None = None  # write this checkpoint, then `checkpoint_done`
+        self.compacted: SnapshotMeta | None = None  # checkpoints before this one, and the log up to it, may go
+
+
+class Replica:
+    """One member of the cluster. See the module's drawing; every `now` is monotonic, sampled after the last frame."""
+
+    def __init__(
+        self,
+        core: Consensus,
+        machine: Machine,
+        limits: Limits,
+        *,
+        applied: SnapshotMeta,
+        now: Nanoseconds,
+        verify_death: Callable[[ReplicaId, int], bool],
+    ) -> None:
+        """`applied`: what `machine` has already been restored from (index 0: nothing). `verify_death`: asks the system
+        whether that incarnation of a replica has exited; used only when a peer claims so."""
+        self.core = core
+        self.machine = machine
+        self.limits = limits
+        self.last_applied: Index = applied.index
+        self.checkpoint_index: Index = applied.index
+        self.applied_total = 0
+        self.stale_replies = 0
+        self._verify_death = verify_death
+        self._applied_epoch: Term = applied.epoch
+        self._configuration = applied.configuration
+        self._log_time_ms = applied.log_time_ms
+        self._out = Effects()
+        self._pending: list[bytes] = []
+        self._pending_from: Waiting = []
+        self._pending_bytes = 0
+        self._waiting: dict[Index, tuple[Term, Waiting]] = {}
+        self._last_proposed: Index = 0
+        self._proposed_term: Term = 0
+        self._reads_in: list[list[Read]] = [[], []]  # linearizable, lease: arrived since the last turn
+        self._barriers: dict[int, list[Read]] = {}  # token -> reads that wait for their index
+        self._next_token = 1
+        self._reads: deque[tuple[Index, list[Read]]] = deque()  # index known, not applied yet
+        self._reads_count = 0
+        self._after_persist: deque[tuple[int, Sequence[tuple[ReplicaId, AnyMessage]]]] = deque()
+        self._persisted_seq = 0
+        self._announced: tuple[ReplicaId, Term] = (0, 0)
+        self._bytes_since_checkpoint = 0
+        self._checkpoint_due: Nanoseconds = NEVER
+        self._capturing: SnapshotMeta | None = None
+        self._checkpoint_waiters: list[tuple[Client, int]] = []
+        self._arm_checkpoint(now)
+
+    # -- inputs -------------------------------------------------------------------------------------------------------
+
+    def client_message(self, client: Client, kind: int, request: int, body: bytes, now: Nanoseconds) -> None:
+        """One request. Every request gets an answer unless it got lost with a leader: then the client asks again."""
+        if kind == wire.WRITE:
+            self._take_write(client, request, body)
+        elif kind == wire.READ:
+            self._take_read(client, request, body, now)
+        elif kind == wire.HELLO:
+            self._take_hello(client, request, body)
+        elif kind == wire.CHECKPOINT:
+            self._checkpoint_waiters.append((client, request))
+        elif kind == wire.TRANSFER:
+            self._take_transfer(client, request, body, now)
+        else:
+            self._fail(client, request, f"unknown request kind {kind}")
+
+    def peer_message(self, sender: ReplicaId, incarnation: int, message: AnyMessage, now: Nanoseconds) -> None:
+        certificate = getattr(message, "certificate", None)
+        if certificate is not None and self._verify_death(*certificate):
+            self.core.peer_lost(certificate[0], certificate[1], now)
+        if type(message) is not InstallSnapshot:  # those come through `install`, once the file is here
+            self.core.step(sender, incarnation, message, now)
+
+    def persisted(self, seq: int, now: Nanoseconds) -> None:
+        """The log writer is done with all batches up to `seq`."""
+        self._persisted_seq = seq
+        self.core.persisted(seq, now)
+        queue = self._after_persist
+        while queue and queue[0][0] <= seq:
+            self._out.messages.extend(queue.popleft()[1])
+
+    def peer_lost(self, replica: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
+        self.core.peer_lost(replica, incarnation, now)
+
+    def deadline(self, now: Nanoseconds) -> None:
+        self.core.deadline(now)
+
+    def install(
+        self, sender: ReplicaId, incarnation: int, message: InstallSnapshot, machine: Machine, now: Nanoseconds
+    ) -> None:
+        """A received checkpoint, complete on disk and already restored into `machine`. Dropped if it is too old."""
+        self.core.step(sender, incarnation, message, now)
+        self._drain(machine, message.meta)
+
+    def checkpoint_done(self, meta: SnapshotMeta, error: Exception | None, now: Nanoseconds) -> None:
+        """The checkpoint asked for by `Effects.capture` is durable, or failed (then the log is simply kept)."""
+        self._capturing = None
+        waiters, self._checkpoint_waiters = self._checkpoint_waiters, []
+        if error is None:
+            self._checkpoint_complete(meta)
+        for client, request in waiters:
+            if error is None:
+                self._reply(client, wire.RESULT, request, wire.encode([meta.index]))
+            else:
+                self._fail(client, request, f"checkpoint failed: {error}")
+        self._arm_checkpoint(now)
+
+    def snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
+        self.core.snapshot_status(replica, ok, now)
+
+    def capture_now(self, now: Nanoseconds) -> bool:
+        """Ask for a checkpoint of what is applied. False: there is nothing new, or one is being written."""
+        if self._capturing is not None or self.last_applied == self.checkpoint_index:
+            return False
+        meta = SnapshotMeta(self.last_applied, self._applied_epoch, self._configuration, self._log_time_ms)
+        self._capturing = meta
+        self._checkpoint_due = NEVER
+        self._out.capture = (meta, self.machine.capture())
+        return True
+
+    def next_deadline(self) -> Nanoseconds:
+        return min(self.core.next_deadline(), self._checkpoint_due)
+
+    @property
+    def capturing(self) -> bool:
+        return self._capturing is not None
+
+    # -- the turn -----------------------------------------------------------------------------------------------------
+
+    def turn(self, now: Nanoseconds, wall_ms: int) -> Effects:
+        """Let everything that came in take effect. Call after each batch of inputs."""
+        if self._pending:
+            self._propose(now, wall_ms)
+        self._ask_barriers(now)
+        self._drain(None, None)
+        while self._pending and self._propose(now, wall_ms):  # room again: what was applied has left the window
+            self._drain(None, None)
+        leads = (self.core.leader, self.core.term)
+        if leads != self._announced and leads[0] != 0:
+            self._announced = leads
+            self._out.announce = leads
+        self._maybe_checkpoint(now)
+        out, self._out = self._out, Effects()
+        return out
+
+    def _propose(self, now: Nanoseconds, wall_ms: int) -> bool:
+        """One entry of the waiting frames. True if there may be room for another."""
+        if not self.core.is_leader:
+            self._refuse_pending()
+            return False
+        if self._proposed_term == self.core.term and self._last_proposed - self.last_applied >= ENTRIES_IN_FLIGHT_MAX:
+            return False
+        frames, waiting = self._pending, self._pending_from
+        if self._pending_bytes > ENTRY_BYTES_SOFT_MAX:
+            frames, waiting = self._split_pending()
+        try:
+            index, term = self.core.propose(wire.encode_payload(0, wall_ms, frames), now)
+        except NotLeader:
+            self._refuse_pending()
+            return False
+        except Busy as busy:
+            self._restore_pending(frames, waiting)
+            text = wire.encode([str(busy)])
+            for client, request in self._pending_from:
+                self._reply(client, wire.BUSY, request, text)
+            self._clear_pending()
+            return False
+        if frames is self._pending:
+            self._clear_pending()
+        self._waiting[index] = (term, waiting)
+        self._last_proposed, self._proposed_term = index, term
+        return True
+
+    def _split_pending(self) -> tuple[list[bytes], Waiting]:
+        """Take frames off the front, up to the soft size of an entry but at least one."""
+        size, count = 0, 0
+        for frame in self._pending:
+            if count and size + len(frame) > ENTRY_BYTES_SOFT_MAX:
+                break
+            size += len(frame)
+            count += 1
+        frames, waiting = self._pending[:count], self._pending_from[:count]
+        self._pending, self._pending_from = self._pending[count:], self._pending_from[count:]
+        self._pending_bytes -= size
+        return frames, waiting
+
+    def _restore_pending(self, frames: list[bytes], waiting: Waiting) -> None:
+        if frames is not self._pending:
+            self._pending = frames + self._pending
+            self._pending_from = waiting + self._pending_from
+
+    def _clear_pending(self) -> None:
+        self._pending, self._pending_from, self._pending_bytes = [], [], 0
+
+    def _refuse_pending(self) -> None:
+        for client, request in self._pending_from:
+            self._not_leader(client, request)
+        self._clear_pending()
+
+    def _ask_barriers(self, now: Nanoseconds) -> None:
+        """One token for all reads of a kind that arrived since the last turn: they share the confirming round."""
+        for lease, arrived in enumerate(self._reads_in):
+            if not arrived:
+                continue
+            self._reads_in[lease] = []
+            token = self._next_token
+            self._next_token += 1
+            try:
+                self.core.read_barrier(token, now, lease=bool(lease))
+            except NotLeader:
+                self._refuse_reads(arrived)
+            else:
+                self._barriers[token] = arrived
+
+    def _drain(self, machine: Machine | None, installed: SnapshotMeta | None) -> None:
+        """Carry every Ready of the core over. `machine`: restored from `installed`, in case the core takes it."""
+        while (ready := self.core.ready()) is not None:
+            self._take_ready(ready, machine, installed)
+        if self._reads:
+            self._serve_reads()
+
+    def _take_ready(self, ready: Ready, machine: Machine | None, installed: SnapshotMeta | None) -> None:
+        out = self._out
+        if ready.messages:
+            for to, message in ready.messages:
+                if type(message) is InstallSnapshot:
+                    out.snapshot_sends.append((to, message.meta))
+                else:
+                    out.messages.append((to, message))
+        if ready.write is not None:
+            out.writes.append(ready.write)
+            if ready.write.snapshot is not None:
+                assert machine is not None and ready.write.snapshot == installed, "installed what was not restored"
+                self._become(machine, ready.write.snapshot)
+        if ready.messages_after_persist:
+            if ready.seq <= self._persisted_seq:
+                out.messages.extend(ready.messages_after_persist)
+            else:
+                self._after_persist.append((ready.seq, ready.messages_after_persist))
+        if ready.committed:
+            self._apply(ready.committed)
+        for token, index in ready.reads:
+            self._reads.append((index, self._barriers.pop(token)))
+        for token in ready.reads_failed:
+            self._refuse_reads(self._barriers.pop(token))
+
+    def _become(self, machine: Machine, meta: SnapshotMeta) -> None:
+        """Replace the state by a received checkpoint. A capture of the old state still counts for nothing newer."""
+        assert meta.index > self.last_applied, "a checkpoint must not take the state back"
+        self.machine = machine
+        self.last_applied, self._applied_epoch = meta.index, meta.epoch
+        self._configuration, self._log_time_ms = meta.configuration, meta.log_time_ms
+        for index in [i for i in self._waiting if i <= meta.index]:
+            del self._waiting[index]  # outcome unknown here; the clients ask again with the same ids
+        self._checkpoint_complete(meta)
+
+    def _apply(self, entries: Sequence[Entry]) -> None:
+        machine_apply = self.machine.apply
+        replies = self._out.replies
+        for entry in entries:
+            index = entry.index
+            assert index == self.last_applied + 1, f"entry {index} after {self.last_applied}"
+            data = entry.data
+            if entry.kind == KIND_FRAMES:
+                payload = wire.decode_payload(data)
+                if payload.group:
+                    raise FormatTooNew(f"entry {index} is for group {payload.group}: written by a newer zcluster")
+                self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)
+                results = machine_apply(index, self._log_time_ms, payload.frames)
+                self.applied_total += len(results)
+                self._bytes_since_checkpoint += len(data)
+                waiting = self._waiting.pop(index, None)
+                if waiting is not None:
+                    if waiting[0] == entry.epoch:
+                        for (client, request), body in zip(waiting[1], results, strict=True):
+                            replies.append((client, wire.pack_head(wire.RESULT, request), body))
+                    else:  # another leader's entry took the place: ours is certainly not in the log
+                        for client, request in waiting[1]:
+                            self._not_leader(client, request)
+            else:
+                self._apply_other(entry)
+            self.last_applied = index
+            self._applied_epoch = entry.epoch
+
+    def _apply_other(self, entry: Entry) -> None:
+        if entry.kind == KIND_CONFIG:
+            decoded = msgspec.msgpack.decode(entry.data, type=Configuration)
+            self._configuration = msgspec.structs.replace(decoded, index=entry.index)
+        elif entry.kind != KIND_NOOP:
+            raise FormatTooNew(f"entry {entry.index} has kind {entry.kind}: written by a newer zcluster; upgrade")
+        for client, request in self._waiting.pop(entry.index, (0, ()))[1]:
+            self._not_leader(client, request)
+
+    def _serve_reads(self) -> None:
+        queue, kept = self._reads, deque[tuple[Index, list[Read]]]()
+        query = self.machine.query
+        while queue:
+            index, reads = queue.popleft()
+            if index > self.last_applied:
+                kept.append((index, reads))
+                continue
+            self._reads_count -= len(reads)
+            for client, request, ops in reads:
+                self._reply(client, wire.RESULT, request, query(ops))
+        self._reads = kept
+
+    def _refuse_reads(self, reads: list[Read]) -> None:
+        self._reads_count -= len(reads)
+        for client, request, _ in reads:
+            self._not_leader(client, request)
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _take_write(self, client: Client, request: int, body: bytes) -> None:
+        if len(self._pending) >= PENDING_FRAMES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
+            self._reply(client, wire.BUSY, request, wire.encode(["too many writes are waiting"]))
+            return
+        self._pending.append(body)
+        self._pending_from.append((client, request))
+        self._pending_bytes += len(body)
+
+    def _take_read(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
+        try:
+            consistency, bound_ms, ops = _decode_read(body)
+        except wire.DecodeError as error:
+            self._fail(client, request, f"not a read request: {error}")
+            return
+        if self._reads_count >= READS_WAITING_MAX:
+            self._reply(client, wire.BUSY, request, wire.encode(["too many reads are waiting"]))
+        elif consistency in (wire.LINEARIZABLE, wire.LEASE):
+            if self.core.is_leader:
+                self._reads_count += 1
+                self._reads_in[consistency].append((client, request, ops))
+            else:
+                self._not_leader(client, request)
+        elif consistency == wire.EVENTUAL:
+            self._reply(client, wire.RESULT, request, self.machine.query(ops))
+        elif consistency == wire.BOUNDED and 0 <= bound_ms <= 86_400_000:
+            index = self.core.bounded_index(now, bound_ms * MS)
+            if index is None:
+                self._not_leader(client, request)
+            else:
+                self._reads_count += 1
+                self._reads.append((index, [(client, request, ops)]))
+        else:
+            self._fail(client, request, f"unknown consistency {consistency} (bound {bound_ms} ms)")
+
+    def _take_hello(self, client: Client, request: int, body: bytes) -> None:
+        try:
+            protocol, _ = msgspec.msgpack.decode(body, type=tuple[int, str])
+        except wire.DecodeError:
+            self._fail(client, request, "not a hello")
+            return
+        if protocol != wire.PROTOCOL:
+            self._fail(client, request, f"this node speaks protocol {wire.PROTOCOL}, you speak {protocol}")
+        else:
+            self._reply(client, wire.LEADER, request, wire.encode([self.core.leader, self.core.term]))
+
+    def _take_transfer(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
+        try:
+            (target,) = msgspec.msgpack.decode(body, type=tuple[int])
+            self.core.transfer_leadership(target, now)
+        except NotLeader:
+            self._not_leader(client, request)
+        except (wire.DecodeError, InvalidInput, Busy) as error:
+            self._fail(client, request, str(error))
+        else:
+            self._reply(client, wire.RESULT, request, wire.encode([True]))
+
+    def _reply(self, client: Client, kind: int, request: int, body: bytes) -> None:
+        self._out.replies.append((client, wire.pack_head(kind, request), body))
+
+    def _not_leader(self, client: Client, request: int) -> None:
+        leader = 0 if self.core.is_leader else self.core.leader
+        self._reply(client, wire.NOT_LEADER, request, wire.encode([leader, self.core.term]))
+
+    def _fail(self, client: Client, request: int, text: str) -> None:
+        self._reply(client, wire.FAILED, request, wire.encode([wire.E_BAD_REQUEST, text]))
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _arm_checkpoint(self, now: Nanoseconds) -> None:
+        interval = self.limits.checkpoint_interval
+        self._checkpoint_due = now + interval if interval else NEVER
+
+    def _maybe_checkpoint(self, now: Nanoseconds) -> None:
+        if self._capturing is not None:
+            return
+        if self._checkpoint_waiters or self._bytes_since_checkpoint >= self.limits.checkpoint_bytes:
+            pass
+        elif now < self._checkpoint_due:
+            return
+        if self.capture_now(now):
+            return
+        self._arm_checkpoint(now)  # nothing new to write
+        waiters, self._checkpoint_waiters = self._checkpoint_waiters, []
+        for client, request in waiters:
+            self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))
+
+    def _checkpoint_complete(self, meta: SnapshotMeta) -> None:
+        if meta.index <= self.checkpoint_index and self.checkpoint_index:
+            return
+        self.checkpoint_index = meta.index
+        self._bytes_since_checkpoint = 0
+        self._out.compacted = meta
+        self.core.compacted(meta)
+
+
+_decode_read = msgspec.msgpack.Decoder(tuple[int, int, list[Any]]).decode

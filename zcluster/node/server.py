@@ -1,0 +1,337 @@
+"""The event loop of a replica process: the only place where its sockets, its disk threads and the clock meet.
+
+    poll once -> drain many (peers, clients, snapshots, wake-ups) -> sample the clock -> feed the replica -> one `turn`
+    -> carry out its effects: messages to peers first, then the disk, then replies
+
+One thread owns all sockets. Two kinds of helper threads touch files only: the log writer and, while a checkpoint is
+being written or received, one more; they report through an eventfd. So a stalled disk never stops heartbeats.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+import zmq
+
+from zcluster import wire
+from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec
+from zcluster.consensus.api import AnyMessage
+from zcluster.errors import InvalidInput, NotLeader, StorageError
+from zcluster.machines.api import Machine
+from zcluster.node import status
+from zcluster.node.deaths import DeathWatch
+from zcluster.node.install import SnapshotReceiver, SnapshotSender
+from zcluster.node.journal import journal
+from zcluster.node.replica import Effects, Replica
+from zcluster.storage.checkpoint import BackgroundCheckpoint, prune
+from zcluster.storage.disk import Disk
+from zcluster.storage.recover import Store
+from zcluster.storage.writer import Writer
+from zcluster.transport.clients import ClientSocket
+from zcluster.transport.peers import Envelope, PeerLinks
+from zcluster.transport.sockets import Security, serve_authentication
+from zcluster.transport.wakeup import Wakeup
+from zcluster.types import MS, NEVER, Nanoseconds, SnapshotMeta
+
+PEERS_A_TURN: Final = 512
+CLIENTS_A_TURN: Final = 1024
+LATE: Final[Nanoseconds] = 100 * MS  # woken this much too late: the process, or the machine, was stopped
+HANDOVER_MAX: Final[Nanoseconds] = 400 * MS
+STOP_MAX: Final[Nanoseconds] = 5000 * MS
+
+
+def monotonic() -> Nanoseconds:
+    return time.monotonic_ns()
+
+
+class Server:
+    """Everything impure of one replica. `run` returns after SIGTERM; raises StorageError when the disk has failed."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        node: str,
+        *,
+        disk: Disk,
+        store: Store,
+        writer: Writer,
+        wakeup: Wakeup,
+        me: Envelope,
+        make_replica: Callable[[Callable[[int, int], bool], Nanoseconds], Replica],
+        new_machine: Callable[[], Machine],
+    ) -> None:
+        self._spec = spec
+        self._node = node
+        self._disk = disk
+        self._store = store
+        self._writer = writer
+        self._wakeup = wakeup
+        self._me = me
+        self._security = Security.load(spec)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._authentication = serve_authentication(self._context, self._security)
+        security = self._security
+        self._peers: PeerLinks[AnyMessage] = PeerLinks(
+            self._context,
+            bind=spec.endpoint(node, PEER),
+            me=me,
+            decode=msgspec.msgpack.Decoder(AnyMessage).decode,
+            security=security,
+        )
+        self._clients = ClientSocket(self._context, bind=spec.endpoint(node, CLIENT), security=security)
+        self._senders = SnapshotSender(self._context, disk, store.checkpoints, security)
+        self._receiver = SnapshotReceiver(
+            self._context,
+            disk,
+            store.checkpoints,
+            bind=spec.endpoint(node, SNAPSHOT),
+            security=security,
+            me=me,
+            new_machine=new_machine,
+            notify=wakeup.set,
+        )
+        self._deaths = DeathWatch()
+        self._started = monotonic()
+        self.replica = make_replica(self._deaths.verify, self._started)
+        self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
+        self._capture_fed = False
+        self._maintaining = True
+        self._persisted_seq = 0
+        self._stopping = False
+        self._poller = zmq.Poller()
+        self._poller_stale = True
+        self._watched: set[Any] = set()
+        self._death_fds: list[int] = []
+        self._death_seen = False
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop cleanly."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        others = {n.replica_id: n.name for n in self._spec.nodes if n.replica_id != self._me.sender}
+        self._peers.connect({replica: self._spec.endpoint(name, PEER) for replica, name in others.items()})
+        try:
+            self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
+            while not self._stopping:
+                self._turn()
+            self._stop()
+        finally:
+            self._close()
+
+    def _on_signal(self, signum: int, frame: object) -> None:
+        self._stopping = True
+        self._wakeup.set()
+
+    # -- one turn -----------------------------------------------------------------------------------------------------
+
+    def _turn(self, until: Nanoseconds = NEVER) -> None:
+        """Wait for something to happen (at most until `until`) and let it take effect."""
+        if self._poller_stale:
+            self._update_poller()
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), until)
+        before = monotonic()
+        busy = self._pump() or self._maintaining
+        timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
+        events = dict(self._poller.poll(timeout_ms))
+        if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
+            events.update(self._poller.poll(10))
+        peer_messages = self._peers.receive(PEERS_A_TURN) if self._peers.inbound in events else ()
+        requests = self._clients.receive(CLIENTS_A_TURN) if self._clients.socket in events else ()
+        if self._wakeup.fd in events:
+            self._wakeup.clear()
+        if self._receiver.socket in events:
+            self._receiver.receive(8)
+        if any(fd in events for fd in self._death_fds):
+            self._death_seen = True
+        now = monotonic()
+        self._feed(now, peer_messages, requests)
+        self._carry_out(self.replica.turn(now, _wall_ms()))
+        if self._maintaining and not events:
+            self._maintaining = self.replica.machine.maintain()
+
+    def _feed(self, now: Nanoseconds, peer_messages: Any, requests: Any) -> None:
+        replica = self.replica
+        completion = self._writer.completed()
+        if completion.seq != self._persisted_seq:
+            self._persisted_seq = completion.seq
+            replica.persisted(completion.seq, now)
+        if completion.error is not None:
+            raise completion.error
+        for envelope, message in peer_messages:
+            if self._deaths.meet(envelope):
+                self._poller_stale = self._death_seen = True
+            replica.peer_message(envelope.sender, envelope.incarnation, message, now)
+        for client, kind, request, body in requests:
+            if kind == wire.STATUS:
+                self._clients.send(client, wire.pack_head(wire.RESULT, request), self._encode(self.describe(now)))
+            else:
+                replica.client_message(client, kind, request, body, now)
+        if self._death_seen:
+            self._death_seen, self._poller_stale = False, True
+            for lost, incarnation in self._deaths.newly_dead():
+                journal(self._node, f"replica {lost} (incarnation {incarnation}) has exited")
+                replica.peer_lost(lost, incarnation, now)
+        installed = self._receiver.installed()
+        if installed is not None:
+            meta = installed.message.meta
+            journal(self._node, f"received checkpoint {meta.index} from replica {installed.sender}")
+            replica.install(installed.sender, installed.incarnation, installed.message, installed.machine, now)
+        for to, ok in self._senders.receive(now):
+            self._poller_stale = True
+            journal(self._node, f"checkpoint to replica {to}: {'delivered' if ok else 'not delivered'}")
+            replica.snapshot_status(to, ok, now)
+        if now >= replica.next_deadline():
+            replica.deadline(now)
+
+    def _carry_out(self, out: Effects) -> None:
+        if out.messages:
+            encoded, body = None, b""
+            for to, message in out.messages:
+                if message is not encoded:  # the same object goes to several followers: encode it once
+                    encoded, body = message, self._encode(message)
+                self._peers.send(to, body)
+        for batch in out.writes:
+            self._writer.submit(batch)
+        for client, head, body in out.replies:
+            self._clients.send(client, head, body)
+        if out.announce is not None:
+            self._announce(*out.announce)
+        for to, meta in out.snapshot_sends:
+            self._send_snapshot(to, meta)
+        if out.compacted is not None:
+            oldest = prune(self._disk, self._store.checkpoints, keep=2)
+            self._writer.trim(oldest + 1)
+            self._maintaining = True
+        if out.capture is not None:
+            self._start_checkpoint(*out.capture)
+
+    def _announce(self, leader: int, term: int) -> None:
+        journal(self._node, f"leader is {self._spec.node_name(leader) or leader}, term {term}")
+        self._clients.announce(wire.pack_head(wire.LEADER, 0), self._encode([leader, term]))
+
+    def _send_snapshot(self, to: int, meta: SnapshotMeta) -> None:
+        name = self._spec.node_name(to)
+        now = monotonic()
+        self._poller_stale = True
+        envelope = msgspec.structs.replace(self._me, receiver=to)
+        journal(self._node, f"sending checkpoint {meta.index} to {name or to}")
+        endpoint = self._spec.endpoint(name, SNAPSHOT) if name else ""
+        if not name or not self._senders.start(to, endpoint, envelope, self.replica.core.term, meta, now):
+            self.replica.snapshot_status(to, False, now)
+
+    def _update_poller(self) -> None:
+        """Poll exactly the descriptors that matter now."""
+        wanted: set[Any] = {self._peers.inbound, self._clients.socket, self._receiver.socket, self._wakeup.fd}
+        self._death_fds = list(self._deaths.descriptors())
+        wanted.update(self._death_fds)
+        wanted.update(self._senders.sockets())
+        if wanted != self._watched:
+            for gone in self._watched - wanted:
+                self._poller.unregister(gone)
+            for new in wanted - self._watched:
+                self._poller.register(new, zmq.POLLIN)
+            self._watched = wanted
+        self._poller_stale = False
+
+    # -- checkpoints, beside service ----------------------------------------------------------------------------------
+
+    def _start_checkpoint(self, meta: SnapshotMeta, snapshot: Any) -> None:
+        background = BackgroundCheckpoint(
+            self._disk, self._store.checkpoints, meta, self._spec.cluster_id, self._wakeup.set
+        )
+        self._capture = (meta, snapshot.chunks(), background)
+        self._capture_fed = False
+
+    def _pump(self) -> bool:
+        """Hand one slice of the capture to its thread. True while there is more to hand over right now."""
+        if self._capture is None:
+            return False
+        meta, chunks, background = self._capture
+        error: Exception | None = None
+        done = False
+        try:
+            if not self._capture_fed and background.room() > 0:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    background.finish()
+                    self._capture_fed = True
+                else:
+                    background.put(chunk)
+                    return True
+            done = background.result() is not None
+        except StorageError as failed:
+            error = failed
+        if done or error is not None:
+            close = getattr(chunks, "close", None)
+            if close is not None:
+                close()
+            self._capture = None
+            self._maintaining = True
+            text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
+            journal(self._node, text)
+            self.replica.checkpoint_done(meta, error, monotonic())
+        return False
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _stop(self) -> None:
+        """Hand leadership over, write a checkpoint, close the log cleanly; each step bounded in time."""
+        journal(self._node, "stopping")
+        now = monotonic()
+        until = now + HANDOVER_MAX
+        try:
+            self.replica.core.transfer_leadership(0, now)
+            while self.replica.core.is_leader and monotonic() < until:
+                self._turn(until)
+        except (NotLeader, InvalidInput):
+            pass
+        until = monotonic() + STOP_MAX
+        self.replica.capture_now(monotonic())
+        self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
+        while self.replica.capturing and monotonic() < until:
+            self._turn(until)
+        self._writer.close(clean=True)
+        journal(self._node, "stopped")
+
+    def _close(self) -> None:
+        if self._capture is not None:
+            self._capture[2].abort()
+        self._senders.close()
+        self._receiver.close()
+        self._peers.close()
+        self._clients.close()
+        self._deaths.close()
+        if self._authentication is not None:
+            self._authentication.stop()  # type: ignore[attr-defined]
+        self._context.destroy(linger=0)
+        self._store.close()
+
+    def describe(self, now: Nanoseconds) -> dict[str, Any]:
+        """The answer to a STATUS request."""
+        damage = self._store.recovered.damage
+        return status.describe(
+            self._spec,
+            self._node,
+            self.replica,
+            self._writer.completed(),
+            incarnation=self._me.incarnation,
+            started=self._started,
+            now=now,
+            counters={
+                "peer_dropped": self._peers.dropped,
+                "peer_unsent": self._peers.unsent,
+                "client_dropped": self._clients.dropped,
+                "client_unsent": self._clients.unsent,
+                "snapshot_dropped": self._receiver.dropped,
+            },
+            damage=str(damage) if damage is not None else None,
+        )
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // MS
