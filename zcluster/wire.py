@@ -62,6 +62,9 @@ E_FULL: Final = 5  # a bound of the state machine; not applied
 FRAME_BYTES_MAX: Final = 32 << 20
 """No single client frame may be larger; anything above is dropped as garbage."""
 
+OPS_MAX: Final = 16_384
+"""No frame may hold more operations; a machine refuses it as a whole."""
+
 HEAD: Final = struct.Struct("<BQ")
 HEAD_BYTES: Final = HEAD.size
 

@@ -49,7 +49,9 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     repair: bool = False  # damaged: no vote, no candidacy until verified by a leader
     all_voters: bool = False  # weak durability after a power loss: the first election needs every voter
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
-    hold_votes: bool = False  # prior state, same boot: no vote, no candidacy for one maximum lease (absent a certificate)
+    hold_votes: bool = (
+        False  # prior state, same boot: no vote, no candidacy for one maximum lease (absent a certificate)
+    )
 
 
 # -- messages between replicas: one frozen class each, tagged on the wire by a small integer --------------------------
@@ -62,7 +64,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PreVoteRequest(Message, frozen=True, array_like=True, gc=False, tag=1):
-    """"Would you vote for me in `term`?" (`term` is the *next* term: nobody has adopted it.) Source: thesis §9.6."""
+    """ "Would you vote for me in `term`?" (`term` is the *next* term: nobody has adopted it.) Source: thesis §9.6."""
 
     last_index: Index
     last_term: Term
@@ -119,6 +121,7 @@ class Heartbeat(Message, frozen=True, array_like=True, gc=False, tag=7):
     quorum_time: Nanoseconds = 0
     quorum_commit: Index = 0
     repaired: bool = False  # the receiver holds everything it may ever have acknowledged: it leaves repair mode
+    incarnation: int = 0  # with `repaired`: whom of the receiver's lives it is meant for
 
 
 class HeartbeatReply(Message, frozen=True, array_like=True, gc=False, tag=8):

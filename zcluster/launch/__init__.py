@@ -1,1 +1,33 @@
-"""To be described."""
+"""Starting, watching, killing and removing the processes of clusters.
+
+Purpose: turn a description (`config.ClusterSpec`) into living processes and keep them as the user wants: up, down or
+paused. Find them again when the supervisor was killed. Leave nothing behind when a private cluster's owner is gone.
+
+Not here: what the processes do (`node`, `tasks`), and what a cluster is for (`api`). Children are started by
+`python -m` and never imported, so that importing this package costs little and a child owes nothing to its parent.
+
+    up / LocalCluster                       a user's process; may come and go
+      └─ supervisor                         session of its own; one a cluster (flock on <cluster>/lock)
+           ├─ n1        replica ┐           each child leads a session and a process group of its own;
+           ├─ n1.w1     worker  ┘ node n1   a node is its replica and its workers: killed, paused and stopped together
+           ├─ n2, n2.w1         node n2
+           └─ router    tasks               restarted whatever kills it
+
+Files, lowest first:
+    process      every call to the operating system: spawn, identify, signal, wait, run files, logs
+    restart      pure: what a child's death means and when it starts again
+    fleet        the children of one cluster and what the user wants of them
+    supervisor   one loop over pidfds, the control socket and timers
+    control      the other end of that socket; starts a supervisor that adopts when there is none
+    layout       a cluster's directory: create, change safely, list, remove
+    probe        asking replicas and the router, in bounded time
+    report       the status of a cluster as one dictionary
+    cluster      `Cluster`: the handle that users and the command line hold; `up`
+    local        `LocalCluster`: a private cluster that belongs to one Python process
+    sweep        `python -m`: the last line of defence when owner and supervisor were both killed
+
+Trade-offs. The parent-death signal (PDEATHSIG) is used nowhere. It fires when the creating *thread* ends, and it would
+kill what must live on: nodes outlive a killed supervisor and are adopted by the next one. Owners are watched by pidfd
+instead, by the supervisor and, should that be killed too, by every child. Children lead sessions, not only groups: when
+a parent dies, the kernel continues *stopped* groups of its session with SIGHUP, which would end a paused node.
+"""

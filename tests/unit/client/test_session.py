@@ -1,0 +1,754 @@
+"""The retry logic, input by input, in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from zcluster import wire
+from zcluster.client import session as session_module
+from zcluster.client.session import ClientSession
+from zcluster.errors import Busy, Closed, Error, InvalidInput, NoQuorum, Timeout, TooLarge, Unknown
+from zcluster.types import MS, NEVER
+
+SECOND = 1000 * MS
+
+
+class Driver:
+    """Carries out nothing: keeps what was sent, answers by hand."""
+
+    def __init__(self, replicas: tuple[int, ...] = (1, 2, 3), **options: Any) -> None:
+        numbers = itertools.count(100)
+        self.session = ClientSession(replicas, "cluster", lambda: next(numbers), **options)
+        self.now = 10 * SECOND
+        self.session.flush(self.now)
+
+    def sends(self) -> list[tuple[int, int, int, bytes]]:
+        """Newly sent: (replica, kind, request, body); HELLOs left out."""
+        taken, self.session.sends = self.session.sends, []
+        found = [(replica, *wire.HEAD.unpack(head), body) for replica, head, body in taken]
+        return [send for send in found if send[1] != wire.HELLO]
+
+    def hellos(self) -> list[int]:
+        taken, self.session.sends = self.session.sends, []
+        return [replica for replica, head, _ in taken if wire.HEAD.unpack(head)[0] == wire.HELLO]
+
+    def results(self) -> list[tuple[Any, Any]]:
+        taken, self.session.results = self.session.results, []
+        return taken
+
+    def receive(self, replica: int, kind: int, request: int, content: Any) -> None:
+        self.session.received(replica, kind, request, wire.encode(content), self.now)
+        self.session.flush(self.now)
+
+    def leader(self, replica: int, term: int, said_by: int = 1) -> None:
+        self.receive(said_by, wire.LEADER, 0, [replica, term])
+
+    def put(self, token: Any, key: str = "k", timeout_ms: int = 10_000) -> None:
+        self.session.write([wire.OP_PUT, key, b"v"], token, self.now + timeout_ms * MS, 20)
+
+    def get(
+        self, token: Any, consistency: int = wire.LINEARIZABLE, bound_ms: int = 0, timeout_ms: int = 10_000
+    ) -> None:
+        self.session.read([wire.OP_GET, "k"], token, self.now + timeout_ms * MS, consistency, bound_ms)
+
+    def flush(self) -> None:
+        self.session.flush(self.now)
+
+    def advance(self, ms: float) -> None:
+        """Let virtual time pass, with `deadline` called exactly when asked for."""
+        end = self.now + int(ms * MS)
+        for _ in range(10_000):
+            due = self.session.next_deadline()
+            if due > end:
+                break
+            self.now = max(self.now, due)
+            self.session.deadline(self.now)
+        else:
+            raise AssertionError("the session asks for deadlines without end")
+        self.now = end
+
+    def register(self) -> None:
+        """Learn that 1 leads, and register the session."""
+        self.leader(1, 1)
+        self.put("first")
+        self.flush()
+        ((replica, kind, request, body),) = self.sends()
+        assert (replica, kind, wire.decode(body)) == (1, wire.WRITE, [100, 0, 0, [[wire.OP_REGISTER]]])
+        self.receive(1, wire.RESULT, request, [True])
+        ((_, _, request, body),) = self.sends()
+        assert wire.decode(body) == [100, 1, 1, [[wire.OP_PUT, "k", b"v"]]]
+        self.receive(1, wire.RESULT, request, [1])
+        assert self.results() == [("first", 1)]
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+@pytest.fixture
+def ready() -> Driver:
+    driver = Driver()
+    driver.hellos()
+    driver.register()
+    return driver
+
+
+# -- first contact ----------------------------------------------------------------------------------------------------
+def test_every_node_is_greeted_at_once(driver: Driver) -> None:
+    assert driver.hellos() == [1, 2, 3]
+    driver.flush()
+    assert driver.hellos() == []
+
+
+def test_an_idle_client_asks_for_no_deadline(driver: Driver) -> None:
+    assert driver.session.next_deadline() == NEVER
+    driver.register()
+    assert driver.session.next_deadline() == NEVER
+
+
+def test_a_node_that_connects_is_greeted(driver: Driver) -> None:
+    driver.hellos()
+    driver.session.connected(2, driver.now)
+    assert driver.hellos() == [2]
+
+
+def test_reads_need_no_session(driver: Driver) -> None:
+    driver.hellos()
+    driver.leader(2, 1)
+    driver.get("g")
+    driver.flush()
+    ((replica, kind, request, body),) = driver.sends()
+    assert (replica, kind, wire.decode(body)) == (2, wire.READ, [wire.LINEARIZABLE, 0, [[wire.OP_GET, "k"]]])
+    driver.receive(2, wire.RESULT, request, [b"v"])
+    assert driver.results() == [("g", b"v")]
+
+
+def test_operations_wait_for_a_leader_and_go_when_it_is_known(driver: Driver) -> None:
+    driver.put("p")
+    driver.get("g")
+    driver.flush()
+    assert driver.sends() == []
+    driver.leader(3, 5)
+    assert sorted((send[0], send[1]) for send in driver.sends()) == [(3, wire.WRITE), (3, wire.READ)]
+
+
+def test_nodes_are_asked_again_who_leads_while_nobody_does(driver: Driver) -> None:
+    driver.hellos()
+    driver.put("p")
+    driver.flush()
+    asked = 0
+    for _ in range(30):
+        driver.advance(100)
+        asked += len(driver.hellos())
+    assert 3 * 6 <= asked <= 3 * 15
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+def test_all_that_waits_goes_into_one_frame(ready: Driver) -> None:
+    for i in range(300):
+        ready.put(i, f"k{i}")
+    ready.flush()
+    ((_, _, request, body),) = ready.sends()
+    assert [op[1] for op in wire.decode(body)[3]] == [f"k{i}" for i in range(300)]
+    ready.receive(1, wire.RESULT, request, list(range(300)))
+    assert ready.results() == [(i, i) for i in range(300)]
+
+
+def test_frames_are_bounded_in_operations_and_bytes() -> None:
+    driver = Driver(frame_ops=10, frame_bytes=100, frames_in_flight=99)
+    driver.register()
+    for i in range(12):
+        driver.session.write([wire.OP_PUT, "k", b""], i, NEVER, 1)
+    driver.session.write([wire.OP_PUT, "k", b"big"], "big", NEVER, 500)
+    driver.session.write([wire.OP_PUT, "k", b""], "last", NEVER, 60)
+    driver.flush()
+    assert [len(wire.decode(send[3])[3]) for send in driver.sends()] == [10, 2, 1, 1]
+
+
+def test_frames_in_flight_are_bounded_and_the_rest_is_coalesced() -> None:
+    driver = Driver(frames_in_flight=2)
+    driver.register()
+    for i in range(6):
+        driver.put(i)
+        driver.flush()
+    _, second = driver.sends()
+    driver.receive(1, wire.RESULT, second[2], [7])
+    (third,) = driver.sends()
+    assert [token for token, _ in driver.results()] == [1]
+    assert len(wire.decode(third[3])[3]) == 4
+
+
+def test_floor_is_the_lowest_unanswered_id(ready: Driver) -> None:
+    for i in range(4):
+        ready.put(i)
+        ready.flush()
+    sends = ready.sends()
+    assert [wire.decode(send[3])[1:3] for send in sends] == [[2, 2], [3, 2], [4, 2], [5, 2]]
+    ready.receive(1, wire.RESULT, sends[0][2], [1])
+    ready.receive(1, wire.RESULT, sends[2][2], [1])
+    ready.put("next")
+    ready.flush()
+    assert wire.decode(ready.sends()[0][3])[1:3] == [6, 3]
+
+
+def test_ids_stay_inside_the_window(ready: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "WINDOW", 5)
+    ready.put("stuck")
+    ready.flush()
+    (stuck,) = ready.sends()
+    for i in range(10):
+        ready.put(i)
+        ready.flush()
+        for _, _, request, _ in ready.sends():
+            ready.receive(1, wire.RESULT, request, [1])
+    assert len(ready.results()) == 4
+    ready.receive(1, wire.RESULT, stuck[2], [1])
+    assert [wire.decode(send[3])[1] for send in ready.sends()] == [7]
+
+
+def test_reads_are_coalesced_by_consistency(ready: Driver) -> None:
+    for token in "abc":
+        ready.get(token)
+        ready.get(token, wire.LEASE)
+        ready.get(token, wire.EVENTUAL)
+        ready.get(token, wire.BOUNDED, 50)
+        ready.get(token, wire.BOUNDED, 70)
+    ready.flush()
+    sends = ready.sends()
+    assert [wire.decode(send[3])[:2] for send in sends] == [[0, 0], [1, 0], [3, 0], [2, 50], [2, 70]]
+    assert all(len(wire.decode(send[3])[2]) == 3 for send in sends)
+    for replica, _, request, _ in sends:
+        ready.receive(replica, wire.RESULT, request, [b"1", b"2", b"3"])
+    assert len(ready.results()) == 15
+    assert set(ready.session._reads) == {(0, 0), (1, 0), (3, 0)}, "bounds that nobody uses are forgotten"
+
+
+def test_a_program_goes_as_one_frame_alone_and_has_one_result(ready: Driver) -> None:
+    ready.put("single")
+    ready.session.write_all([[wire.OP_PUT, "a", b"1"], [wire.OP_GET, "a"], [wire.OP_PUT, "b", b"2"]], "all", NEVER, 60)
+    ready.flush()
+    first, second = sorted(ready.sends(), key=lambda send: len(send[3]))
+    assert len(wire.decode(first[3])[3]) == 1
+    assert len(wire.decode(second[3])[3]) == 3
+    ready.receive(1, wire.RESULT, second[2], [5, b"1", [wire.E_TOO_LARGE, "too large"]])
+    ((token, values),) = ready.results()
+    assert (token, values[:2]) == ("all", [5, b"1"])
+    assert isinstance(values[2], TooLarge)
+
+
+# -- the leader -------------------------------------------------------------------------------------------------------
+def test_a_new_leader_gets_everything_unanswered_at_once_byte_for_byte(ready: Driver) -> None:
+    for i in range(3):
+        ready.put(i)
+        ready.flush()
+    ready.get("g")
+    ready.flush()
+    before = ready.sends()
+    ready.leader(2, 2, said_by=2)
+    after = ready.sends()
+    assert {send[0] for send in after} == {2}
+    assert [send[3] for send in after] == [send[3] for send in before]
+    assert not {send[2] for send in before} & {send[2] for send in after}
+    for _, _, request, body in after:
+        ready.receive(2, wire.RESULT, request, [len(body)])
+    assert len(ready.results()) == 4
+    for _, _, request, _ in before:
+        ready.receive(1, wire.RESULT, request, [0])
+    assert ready.results() == [], "late answers find nothing"
+    assert not ready.session._attempts
+
+
+def test_the_answer_of_the_old_leader_counts_too(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    (before,) = ready.sends()
+    ready.leader(2, 2)
+    ready.receive(1, wire.RESULT, before[2], [9])
+    assert ready.results() == [("p", 9)]
+    assert not ready.session._attempts
+
+
+def test_the_same_leader_in_a_newer_term_gets_it_again(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    ready.sends()
+    ready.leader(1, 2)
+    assert [send[0] for send in ready.sends()] == [1]
+
+
+@pytest.mark.parametrize(("leader", "term"), [(1, 1), (2, 1), (0, 1), (3, 0), (0, 0)])
+def test_old_news_change_nothing(ready: Driver, leader: int, term: int) -> None:
+    ready.put("p")
+    ready.flush()
+    ready.sends()
+    ready.leader(leader, term)
+    assert ready.sends() == []
+    assert (ready.session.leader, ready.session.term) == (1, 1)
+
+
+def test_a_newer_term_without_a_leader_makes_operations_wait(ready: Driver) -> None:
+    ready.leader(0, 2)
+    ready.put("p")
+    ready.flush()
+    assert ready.sends() == []
+    ready.leader(3, 2)
+    assert [send[0] for send in ready.sends()] == [3]
+
+
+def test_not_leader_redirects_at_once(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    (before,) = ready.sends()
+    ready.receive(1, wire.NOT_LEADER, before[2], [3, 4])
+    (after,) = ready.sends()
+    assert (after[0], after[3]) == (3, before[3])
+
+
+def test_two_redirects_to_the_same_leader_send_each_frame_once(ready: Driver) -> None:
+    for i in range(2):
+        ready.put(i)
+        ready.flush()
+    first, second = ready.sends()
+    ready.receive(1, wire.NOT_LEADER, first[2], [3, 4])
+    ready.receive(1, wire.NOT_LEADER, second[2], [3, 4])
+    assert [send[0] for send in ready.sends()] == [3, 3]
+
+
+def test_not_leader_without_news_pauses_longer_each_time(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    times = []
+    for _ in range(8):
+        while not (sends := ready.sends()):
+            ready.advance(1)
+        times.append(ready.now // MS)
+        ready.receive(1, wire.NOT_LEADER, sends[0][2], [0, 1])
+    pauses = [b - a for a, b in itertools.pairwise(times)]
+    assert pauses == [10, 20, 40, 80, 160, 320, 320]
+
+
+def test_busy_pauses_and_sends_the_same_bytes(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    (before,) = ready.sends()
+    ready.receive(1, wire.BUSY, before[2], ["too much"])
+    assert ready.sends() == []
+    ready.advance(10)
+    (after,) = ready.sends()
+    assert after[3] == before[3]
+
+
+def test_an_unknown_leader_is_reported_and_used_once_it_can_be_reached(ready: Driver) -> None:
+    ready.leader(9, 7)
+    ready.put("p")
+    ready.flush()
+    (send,) = ready.sends()
+    ready.session.unsent(9, wire.pack_head(wire.WRITE, send[2]), ready.now)
+    assert ready.session.strangers == {9}
+    ready.session.add_replica(9, ready.now)
+    assert [send[0] for send in ready.sends()] == [9]
+    assert not ready.session.strangers
+
+
+# -- silence ----------------------------------------------------------------------------------------------------------
+def test_a_silent_leader_is_asked_again_with_growing_pauses_and_the_others_who_leads(ready: Driver) -> None:
+    ready.hellos()
+    ready.put("p", timeout_ms=60_000)
+    ready.flush()
+    start = ready.now
+    ready.sends()
+    times, hellos, bodies = [], 0, set()
+    for _ in range(2000):
+        ready.advance(10)
+        taken, ready.session.sends = ready.session.sends, []
+        for replica, head, body in taken:
+            if wire.HEAD.unpack(head)[0] == wire.HELLO:
+                hellos += 1
+            else:
+                assert replica == 1
+                times.append((ready.now - start) // MS)
+                bodies.add(body)
+    assert times[:6] == [250, 750, 1750, 3750, 5750, 7750]
+    assert len(times) <= 15
+    assert len(bodies) == 1
+    assert 3 <= hellos <= 60
+
+
+def test_attempts_remembered_are_bounded(ready: Driver) -> None:
+    ready.put("p", timeout_ms=600_000)
+    ready.get("g", timeout_ms=600_000)
+    ready.flush()
+    for term in range(2, 60):
+        ready.leader(term % 3 + 1, term)
+    assert len(ready.session._attempts) <= 2 * 16
+    ready.advance(600_000)
+    outcomes = dict(ready.results())
+    assert isinstance(outcomes["p"], Unknown)
+    assert isinstance(outcomes["g"], Timeout)
+    assert not ready.session._attempts
+
+
+def test_eventual_reads_stay_with_one_node_and_leave_it_when_it_is_silent(driver: Driver) -> None:
+    seen = []
+    for _ in range(3):
+        driver.get("g", wire.EVENTUAL)
+        driver.flush()
+        ((replica, _, request, _),) = driver.sends()
+        seen.append(replica)
+        driver.receive(replica, wire.RESULT, request, [None])
+    assert len(set(seen)) == 1
+    driver.get("g", wire.EVENTUAL)
+    driver.flush()
+    driver.sends()
+    driver.advance(250)
+    ((other, _, request, _),) = driver.sends()
+    assert other != seen[0]
+    driver.receive(other, wire.RESULT, request, [b"v"])
+    driver.get("h", wire.EVENTUAL)
+    driver.flush()
+    assert driver.sends()[0][0] == other
+
+
+def test_eventual_reads_leave_a_node_that_cannot_be_reached(driver: Driver) -> None:
+    driver.get("g", wire.EVENTUAL)
+    driver.flush()
+    ((first, kind, request, _),) = driver.sends()
+    driver.session.unsent(first, wire.pack_head(kind, request), driver.now)
+    driver.advance(10)
+    ((second, *_),) = driver.sends()
+    assert second != first
+    driver.session.unreachable(second, driver.now)
+    ((third, _, request, _),) = driver.sends()
+    assert third not in (first, second)
+    driver.receive(third, wire.RESULT, request, [None])
+    assert driver.results() == [("g", None)]
+
+
+def test_a_bounded_read_that_a_follower_cannot_serve_goes_to_the_leader(driver: Driver) -> None:
+    driver.get("g", wire.BOUNDED, 50)
+    driver.flush()
+    ((replica, _, request, _),) = driver.sends()
+    leader = replica % 3 + 1
+    driver.receive(replica, wire.NOT_LEADER, request, [leader, 3])
+    ((target, _, _, body),) = driver.sends()
+    assert target == leader
+    assert wire.decode(body)[:2] == [wire.BOUNDED, 50]
+
+
+def test_unsent_requests_go_as_soon_as_the_leader_is_connected(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    (send,) = ready.sends()
+    ready.session.unsent(1, wire.pack_head(wire.WRITE, send[2]), ready.now)
+    ready.session.connected(2, ready.now)
+    assert ready.sends() == []
+    ready.session.connected(1, ready.now)
+    (again,) = ready.sends()
+    assert again[3] == send[3]
+    ready.session.connected(1, ready.now)
+    assert ready.sends() == [], "nothing is sent twice"
+
+
+# -- the end of patience ----------------------------------------------------------------------------------------------
+def outcome(driver: Driver, token: Any) -> Any:
+    ((found, value),) = driver.results()
+    assert found == token
+    return value
+
+
+def test_a_write_never_sent_is_certainly_not_applied(driver: Driver) -> None:
+    driver.put("p", timeout_ms=500)
+    driver.flush()
+    driver.advance(499)
+    assert driver.results() == []
+    driver.advance(1)
+    assert isinstance(outcome(driver, "p"), NoQuorum)
+
+
+def test_a_write_whose_session_could_not_be_registered_is_certainly_not_applied(driver: Driver) -> None:
+    driver.leader(1, 1)
+    driver.put("p", timeout_ms=500)
+    driver.flush()
+    assert len(driver.sends()) == 1
+    driver.advance(500)
+    assert isinstance(outcome(driver, "p"), NoQuorum)
+    driver.sends()
+    driver.advance(60_000)
+    assert driver.sends() == [], "nobody needs the session now"
+    driver.put("q")
+    driver.flush()
+    assert wire.decode(driver.sends()[0][3]) == [100, 0, 0, [[wire.OP_REGISTER]]]
+
+
+def test_a_write_that_was_sent_and_not_answered_is_unknown_and_never_sent_again(ready: Driver) -> None:
+    ready.put("p", timeout_ms=500)
+    ready.flush()
+    ready.advance(500)
+    assert isinstance(outcome(ready, "p"), Unknown)
+    ready.sends()
+    ready.leader(2, 2)
+    ready.advance(60_000)
+    assert ready.sends() == []
+    ready.put("q")
+    ready.flush()
+    assert wire.decode(ready.sends()[0][3])[1:3] == [3, 3], "the floor passes the id that was given up"
+
+
+def test_a_write_whose_every_attempt_was_refused_is_certainly_not_applied(ready: Driver) -> None:
+    ready.put("p", timeout_ms=500)
+    ready.flush()
+    while not (results := ready.results()):
+        for replica, kind, request, _ in ready.sends():
+            if request % 3 == 0:
+                ready.receive(replica, wire.NOT_LEADER, request, [0, 1])
+            elif request % 3 == 1:
+                ready.receive(replica, wire.BUSY, request, ["full"])
+            else:
+                ready.session.unsent(replica, wire.pack_head(kind, request), ready.now)
+        ready.advance(1)
+    assert isinstance(results[0][1], NoQuorum)
+
+
+def test_one_unanswered_attempt_among_refusals_leaves_it_unknown(ready: Driver) -> None:
+    ready.put("p", timeout_ms=2000)
+    ready.flush()
+    ready.sends()
+    ready.leader(2, 2)
+    (second,) = ready.sends()
+    ready.receive(2, wire.NOT_LEADER, second[2], [0, 3])
+    ready.advance(2000)
+    assert isinstance(outcome(ready, "p"), Unknown)
+
+
+def test_reads_time_out(ready: Driver) -> None:
+    ready.get("g", timeout_ms=300)
+    ready.get("never sent", timeout_ms=300)
+    ready.flush()
+    ready.advance(300)
+    assert [type(value) for _, value in ready.results()] == [Timeout, Timeout]
+    assert ready.session.next_deadline() == NEVER
+
+
+def test_each_operation_of_a_frame_has_its_own_time(ready: Driver) -> None:
+    ready.put("short", timeout_ms=100)
+    ready.put("long", timeout_ms=5000)
+    ready.flush()
+    (send,) = ready.sends()
+    ready.advance(100)
+    assert isinstance(outcome(ready, "short"), Unknown)
+    ready.advance(200)
+    (again,) = ready.sends()
+    assert again[3] == send[3], "the frame lives on for the other, unchanged"
+    ready.receive(1, wire.RESULT, again[2], [5, 6])
+    assert ready.results() == [("long", 6)]
+
+
+def test_a_frame_that_one_was_told_is_not_applied_is_never_sent_again(ready: Driver) -> None:
+    ready.put("short", "a", timeout_ms=15)
+    ready.put("long", "b", timeout_ms=5000)
+    ready.flush()
+    ready.receive(1, wire.BUSY, ready.sends()[0][2], ["full"])
+    ready.advance(10)
+    ready.receive(1, wire.BUSY, ready.sends()[0][2], ["full"])
+    ready.advance(5)
+    assert isinstance(outcome(ready, "short"), NoQuorum)
+    (other,) = ready.sends()
+    assert wire.decode(other[3]) == [100, 3, 3, [[wire.OP_PUT, "b", b"v"]]]
+
+
+def test_waiting_operations_time_out_one_by_one() -> None:
+    driver = Driver(frames_in_flight=1)
+    driver.register()
+    driver.put("stuck")
+    driver.flush()
+    for i, timeout_ms in enumerate((300, 100, 200)):
+        driver.put(i, timeout_ms=timeout_ms)
+    driver.session.write_all([[wire.OP_PUT, "a", b""]], "all", driver.now + 150 * MS, 10)
+    order = []
+    for _ in range(300):
+        driver.advance(1)
+        order += [(token, type(value)) for token, value in driver.results()]
+    assert order == [(1, NoQuorum), ("all", NoQuorum), (2, NoQuorum), (0, NoQuorum)]
+    assert driver.session._writes.size_bytes == 0
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+def refuse(driver: Driver, request: int, code: int) -> None:
+    driver.receive(1, wire.RESULT, request, {"code": code, "text": "why"})
+
+
+def test_a_lost_session_before_any_doubt_costs_nothing(ready: Driver) -> None:
+    """An hour of silence ends a session. The only attempt was refused, so the write goes again under a new one."""
+    ready.put("p", "first")
+    ready.put("q", "second")
+    ready.flush()
+    (send,) = ready.sends()
+    refuse(ready, send[2], wire.E_UNKNOWN_SESSION)
+    ((_, _, request, body),) = ready.sends()
+    assert wire.decode(body) == [101, 0, 0, [[wire.OP_REGISTER]]]
+    ready.receive(1, wire.RESULT, request, [True])
+    ((_, _, request, body),) = ready.sends()
+    assert wire.decode(body) == [101, 1, 1, [[wire.OP_PUT, "first", b"v"], [wire.OP_PUT, "second", b"v"]]]
+    ready.receive(1, wire.RESULT, request, [1, 2])
+    assert ready.results() == [("p", 1), ("q", 2)]
+
+
+def test_a_lost_session_after_an_unanswered_attempt_is_unknown(ready: Driver) -> None:
+    ready.put("p")
+    ready.flush()
+    ready.advance(250)
+    _, second = ready.sends()
+    refuse(ready, second[2], wire.E_UNKNOWN_SESSION)
+    assert isinstance(outcome(ready, "p"), Unknown)
+    ready.put("q")
+    ready.flush()
+    assert wire.decode(ready.sends()[0][3]) == [101, 0, 0, [[wire.OP_REGISTER]]]
+
+
+def test_several_frames_of_a_lost_session_start_one_new_session(ready: Driver) -> None:
+    for i in range(3):
+        ready.put(i)
+        ready.flush()
+    sends = ready.sends()
+    for send in sends:
+        refuse(ready, send[2], wire.E_UNKNOWN_SESSION)
+    ((_, _, request, body),) = ready.sends()
+    assert wire.decode(body)[0] == 101
+    ready.receive(1, wire.RESULT, request, [True])
+    ((_, _, request, body),) = ready.sends()
+    ready.receive(1, wire.RESULT, request, [1, 2, 3])
+    assert sorted(token for token, _ in ready.results()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("code", [wire.E_FULL, wire.E_WINDOW])
+def test_no_room_in_the_table_means_later_under_a_new_id(ready: Driver, code: int) -> None:
+    ready.put("p")
+    ready.flush()
+    (send,) = ready.sends()
+    refuse(ready, send[2], code)
+    assert ready.sends() == []
+    ready.advance(50)
+    (again,) = ready.sends()
+    assert wire.decode(again[3])[1:3] == [3, 3]
+
+
+@pytest.mark.parametrize("code", [wire.E_FULL, wire.E_WINDOW])
+def test_no_room_in_the_table_with_an_attempt_open_means_the_same_frame_later(ready: Driver, code: int) -> None:
+    ready.put("p")
+    ready.flush()
+    ready.advance(250)
+    first, second = ready.sends()
+    refuse(ready, second[2], code)
+    ready.advance(20)
+    (again,) = ready.sends()
+    assert again[3] == first[3]
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(wire.E_BAD_REQUEST, InvalidInput), (wire.E_TOO_LARGE, TooLarge), (77, Error)]
+)
+def test_refused_for_good_means_a_typed_error(ready: Driver, code: int, error: type[Error]) -> None:
+    ready.put("frame")
+    ready.flush()
+    refuse(ready, ready.sends()[0][2], code)
+    assert type(outcome(ready, "frame")) is error
+    ready.put("request")
+    ready.flush()
+    ready.receive(1, wire.FAILED, ready.sends()[0][2], [code, "why"])
+    assert type(outcome(ready, "request")) is error
+    ready.put("operation")
+    ready.put("other")
+    ready.flush()
+    ready.receive(1, wire.RESULT, ready.sends()[0][2], [[code, "why"], 3])
+    (_, first), (_, second) = ready.results()
+    assert type(first) is error
+    assert second == 3
+
+
+def test_an_operation_without_room_beside_others_is_asked_again(ready: Driver) -> None:
+    ready.get("a")
+    ready.get("b")
+    ready.flush()
+    (send,) = ready.sends()
+    ready.receive(1, wire.RESULT, send[2], [b"x", [wire.E_FULL, "too much"]])
+    assert ready.results() == [("a", b"x")]
+    (again,) = ready.sends()
+    ready.receive(1, wire.RESULT, again[2], [b"y"])
+    assert ready.results() == [("b", b"y")]
+
+
+def test_a_listing_is_not_taken_for_an_error(ready: Driver) -> None:
+    ready.get("a")
+    ready.flush()
+    ready.receive(1, wire.RESULT, ready.sends()[0][2], [[["k", b"v"], False]])
+    assert ready.results() == [("a", [["k", b"v"], False])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (wire.RESULT, b""),
+        (wire.RESULT, b"\xa1\xff"),
+        (wire.RESULT, b"\x91" * 100_000),
+        (wire.RESULT, wire.encode([1, 2, 3])),
+        (wire.RESULT, wire.encode({"text": "no code"})),
+        (wire.RESULT, wire.encode(5)),
+        (wire.NOT_LEADER, wire.encode([1])),
+        (wire.NOT_LEADER, wire.encode(["a", 1])),
+        (wire.FAILED, wire.encode("x")),
+        (wire.LEADER, wire.encode([1, 2, 3])),
+        (wire.LEADER, wire.encode([-1, 9])),
+        (200, wire.encode(1)),
+    ],
+)
+def test_nonsense_is_ignored_and_the_request_goes_on(ready: Driver, kind: int, body: bytes) -> None:
+    ready.put("p")
+    ready.flush()
+    (send,) = ready.sends()
+    ready.session.received(1, kind, send[2], body, ready.now)
+    ready.session.received(2, wire.RESULT, send[2], wire.encode([1]), ready.now)
+    assert ready.results() == []
+    ready.receive(1, wire.RESULT, send[2], [8])
+    assert ready.results() == [("p", 8)]
+
+
+def test_a_refused_hello_is_told_to_those_who_wait(driver: Driver) -> None:
+    driver.receive(1, wire.FAILED, 0, [1, "this node speaks protocol 2"])
+    driver.put("p", timeout_ms=100)
+    driver.flush()
+    driver.advance(100)
+    assert "protocol 2" in str(outcome(driver, "p"))
+
+
+# -- bounds and the end -----------------------------------------------------------------------------------------------
+def test_the_queue_is_bounded(ready: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "QUEUE_OPS_MAX", 3)
+    for i in range(3):
+        ready.put(i)
+        ready.get(i)
+    for method in (ready.put, ready.get):
+        with pytest.raises(Busy, match="wait to be sent"):
+            method("more")
+
+
+def test_close_tells_everybody(ready: Driver) -> None:
+    ready.put("sent")
+    ready.get("read")
+    ready.flush()
+    ready.put("queued")
+    ready.session.close()
+    assert {token: type(value) for token, value in ready.results()} == {
+        "sent": Unknown,
+        "read": Closed,
+        "queued": Closed,
+    }
+    with pytest.raises(Closed):
+        ready.put("late")
+    ready.session.flush(ready.now)
+    ready.session.deadline(ready.now)
+    ready.session.close()
+    assert (ready.sends(), ready.results(), ready.session.next_deadline()) == ([], [], NEVER)

@@ -1,0 +1,189 @@
+"""Seeded random faults on a small cluster; the oracle checks every turn. A failing seed is in the test's name."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tests.unit.consensus.network import Network
+
+from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, ConfigChange, Settings
+from zcluster.errors import Error
+from zcluster.types import MS
+
+SEEDS = range(40)
+STEPS = 80
+
+
+class Faults:
+    """Random inputs for one network; each verb does one thing or, where it makes no sense now, nothing."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        chance = self.rng.random
+        settings = Settings(
+            batch_bytes_max=self.rng.choice([1, 200, 1 << 20]),
+            inflight_max=self.rng.choice([1, 3, 8]),
+            retained_bytes_max=self.rng.choice([0, 300, 1 << 20]),
+        )
+        self.network = Network(
+            self.rng.choice([1, 2, 3, 3, 3, 4, 5, 5]),
+            seed=seed,
+            settings=settings,
+            pidfds=chance() < 0.5,
+            bootstrap=chance() < 0.7,
+            delay=self.rng.choice([(MS // 5, MS // 2), (MS // 5, 20 * MS), (MS // 5, 300 * MS)]),
+            disk_delay=self.rng.choice([(MS // 5, MS // 2), (MS // 5, 30 * MS), (MS, 400 * MS)]),
+        )
+        self.network.loss = self.rng.choice([0, 0, 0.02, 0.2])
+        self.network.duplication = self.rng.choice([0, 0.1, 0.5])
+        self.verbs = [
+            *[self.propose] * 14,
+            *[self.read] * 8,
+            *[self.crash] * 2,
+            *[self.restart] * 5,
+            *[self.partition] * 2,
+            *[self.heal] * 4,
+            self.pause,
+            *[self.resume] * 3,
+            self.stall,
+            *[self.compact] * 2,
+            self.transfer,
+            *[self.change if seed % 2 else self.damage] * 2,
+            self.late_certificate,
+        ]
+
+    def some(self) -> int:
+        return self.rng.choice(sorted(self.network.nodes))
+
+    def propose(self) -> None:
+        for node in self.network.nodes.values():  # deposed leaders too
+            for _ in range(self.rng.randrange(4)):
+                if node.core is not None and node.core.is_leader and not node.paused:
+                    try:
+                        self.network.propose(self.rng.randbytes(self.rng.choice([1, 10, 100])), node.id)
+                    except Error:
+                        pass
+
+    def read(self) -> None:
+        for node in self.network.nodes.values():
+            if node.core is None or node.paused:
+                continue
+            bound = self.rng.choice([0, 50, 200, 1000]) * MS
+            index = node.core.bounded_index(self.network.now, bound)
+            if index is not None:
+                assert index >= self.network.oracle.acknowledged_before(self.network.now - bound)
+            if node.core.is_leader:
+                self.network.read(node.id, lease=self.rng.random() < 0.5)
+
+    def crash(self) -> None:
+        node = self.network.nodes[self.some()]
+        if node.core is not None:
+            self.network.crash(node.id)
+
+    def restart(self) -> None:
+        node = self.network.nodes[self.some()]
+        if node.core is None:
+            self.network.start(node.id)
+
+    def partition(self) -> None:
+        ids = sorted(self.network.nodes)
+        kind = self.rng.randrange(3)
+        if kind == 0:
+            self.network.cut = {(a, b) for a in ids for b in ids if a != b and self.rng.random() < 0.3}  # one way
+        else:
+            self.rng.shuffle(ids)
+            cut = self.rng.randrange(len(ids) + 1)
+            overlap = kind - 1
+            self.network.partition(ids[: cut + overlap], ids[cut:])
+
+    def heal(self) -> None:
+        self.network.heal()
+
+    def pause(self) -> None:
+        self.network.pause(self.some())
+
+    def resume(self) -> None:
+        self.network.resume(self.some())
+
+    def stall(self) -> None:
+        node = self.network.nodes[self.some()]
+        if node.core is not None:
+            self.network.stall_disk(node.id, not node.disk_stalled)
+
+    def compact(self) -> None:
+        node = self.network.nodes[self.some()]
+        if node.core is not None and node.applied_index > (node.disk.snapshot.index if node.disk.snapshot else 0):
+            self.network.compact(node.id)
+
+    def transfer(self) -> None:
+        leader = self.network.leader()
+        if leader and not self.network.nodes[leader].paused:
+            try:
+                self.network.core(leader).transfer_leadership(self.rng.choice([0, self.some()]), self.network.now)
+                self.network.pump(self.network.nodes[leader])
+            except Error:
+                pass
+
+    def change(self) -> None:
+        for node in list(self.network.nodes.values()):
+            if node.core is None or not node.core.is_leader or node.paused:
+                continue
+            action = self.rng.choice([ADD_LEARNER, PROMOTE, PROMOTE, REMOVE])
+            replica = self.some()
+            if action == ADD_LEARNER and len(self.network.nodes) < 7:
+                replica = max(self.network.nodes) + 1
+            try:
+                node.core.propose_config(ConfigChange(action, replica), self.network.now)
+            except Error:
+                continue
+            if replica not in self.network.nodes:
+                self.network.add(replica)
+            self.network.pump(node)
+
+    def damage(self) -> None:
+        """A dead replica's log loses its end, acknowledged or not; one at a time, or what is committed may be gone."""
+        node = self.network.nodes[self.some()]
+        repairing = any(n.disk.repair for n in self.network.nodes.values())
+        if node.core is None and not repairing and len(self.network.nodes) > 2:
+            kept = self.rng.randrange(max(node.disk.entries, default=0) + 1)
+            node.disk.entries = {i: e for i, e in node.disk.entries.items() if i <= kept}
+            node.disk.repair = True
+
+    def late_certificate(self) -> None:
+        node, other = self.network.nodes[self.some()], self.network.nodes[self.some()]
+        if node.core is not None and other.incarnation > 1:
+            node.lost.append((other.id, other.incarnation - 1))
+
+    def recover(self) -> None:
+        """All faults end: the cluster must serve again."""
+        network = self.network
+        network.heal()
+        network.loss = 0.0
+        network.delay = network.disk_delay = (MS // 5, MS // 2)
+        for node in list(network.nodes.values()):
+            if node.core is None:
+                network.start(node.id)
+            if node.paused:
+                network.resume(node.id)
+            if node.disk_stalled:
+                network.stall_disk(node.id, False)
+        network.run(2_000 * MS)
+        network.elect()
+        network.commit(b"after all")
+        members = network.core(network.leader()).membership.current
+        ids = {*members.voters, *members.learners}
+        last = max(network.oracle.committed)
+        network.run_until(lambda: all(network.nodes[i].applied_index >= last for i in ids))
+        token = network.read(leader := network.leader())
+        network.run_until(lambda: network.answer(leader, token) is not None)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_nothing_committed_is_lost_under_random_faults(seed: int) -> None:
+    faults = Faults(seed)
+    faults.network.run(faults.rng.choice([0, 50, 1_000]) * MS)
+    for _ in range(STEPS):
+        faults.rng.choice(faults.verbs)()
+        faults.network.run(int(faults.rng.choice([1, 10, 100, 700]) * faults.rng.random() * MS))
+    faults.recover()

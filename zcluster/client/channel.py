@@ -1,0 +1,530 @@
+"""One bundle of DEALER sockets, shared by the threads of a client: whoever waits does the work.
+
+A hand-over between threads costs as much as half a round trip, so a caller that waits polls the sockets itself. While
+nobody waits, one daemon thread does, so that futures, callbacks and time-outs make progress. Protocols (the kv
+session, the task pool) live elsewhere; they see whole messages, deadlines, and a lock.
+
+    caller threads          wait(): one of them drives, the others sleep until they are done or take over
+          |  lock
+    [ protocol state ] <- on_message(key, parts, now) / on_deadline(now) / on_writable(key)
+          |
+    [ DEALER ] [ DEALER ] ... and a bell (an eventfd)        all file descriptors in the epoll set `_inner`
+          |
+    background thread       sleeps on `_outer`, which holds only `_inner`; a driver *mutes* that one entry on entering
+                            and restores it on leaving: two system calls, no thread is woken, nothing is handed over
+
+Invariants:
+  * Sockets are touched only with `lock` held. Callbacks run with it held, functions given to `after` without.
+  * The descriptor of a ZeroMQ socket is edge-triggered: nobody goes to sleep before EVENTS, read again after the last
+    send and receive on that socket, has shown that there is nothing to receive.
+  * Only proof that the process is the one that made the channel lets a method touch anything: a forked child gets
+    `Closed` (or False) and makes a channel of its own.
+  * Ctrl-C is held back while a message is half handled, and raised where it can do no harm.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal.signal` costs ten times as much
+import atexit
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
+from types import FrameType
+from typing import Any, Final, cast
+
+import zmq
+
+from zcluster.errors import Closed
+from zcluster.transport.sockets import MESSAGE_BYTES_MAX, Security, make_socket
+from zcluster.types import NEVER, Nanoseconds
+
+MESSAGES_PER_TURN: Final = 512
+"""Received with the lock held before others get a chance; the rest follows at once."""
+ZERO_COPY_BYTES: Final = 1 << 16
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_POLLOUT: Final = int(zmq.POLLOUT)
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_SNDMORE: Final = int(zmq.SNDMORE)
+_RCVMORE: Final = int(zmq.RCVMORE)
+_SLEEP_S_MAX: Final = 3600.0
+
+Part = bytes | bytearray | memoryview
+
+
+class Channel:
+    """DEALER sockets by key, driven by whichever thread waits. See the head of this module.
+
+    Args:
+        endpoints: key -> ZeroMQ address.
+        on_message: called with (key, parts, now); `now` was sampled after the last message of the batch arrived.
+        on_deadline: called with (now) once `next_deadline()` has passed.
+        next_deadline: moment in monotonic nanoseconds, or NEVER; call `kick()` after making it earlier.
+        on_writable: called with (key) when a key on which `send` returned False can be sent to again.
+        probe: send one empty message on every new connection, so that a restarted ROUTER hears of us at once.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[int, str],
+        security: Security | None,
+        on_message: Callable[[int, list[bytes], Nanoseconds], None],
+        on_deadline: Callable[[Nanoseconds], None],
+        next_deadline: Callable[[], Nanoseconds],
+        *,
+        on_writable: Callable[[int], None] | None = None,
+        probe: bool = False,
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
+    ) -> None:
+        self.lock = threading.RLock()
+        self.pid = os.getpid()
+        self.closed = False
+        self._on_message = on_message
+        self._on_deadline = on_deadline
+        self._next_deadline = next_deadline
+        self._on_writable = on_writable
+        self._security = security
+        self._probe = probe
+        self._message_bytes_max = message_bytes_max
+        self._context = _context()
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._blocked: set[int] = set()
+        self._readable = False  # EVENTS showed something to receive, and nobody has been told
+        self._after: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._followers: deque[_Follower] = deque()
+        self._driver = 0  # thread id of the waiter that drives
+        self._turning = 0  # thread id of whoever is inside a turn
+        self._until: Nanoseconds = 0  # when the sleeping driver (or background thread) wakes by itself
+        self._background_until: Nanoseconds = 0
+        self._background: threading.Thread | None = None
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._inner = select.epoll()
+        self._inner.register(self._bell, select.EPOLLIN)
+        self._inner_fd = self._inner.fileno()
+        self._outer = select.epoll()
+        self._outer.register(self._inner_fd, select.EPOLLIN)
+        for key, endpoint in endpoints.items():
+            self.add(key, endpoint)
+        _channels.add(self)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def add(self, key: int, endpoint: str) -> None:
+        """Connect `key`; an existing connection of that key is closed first. Raises: Closed, zmq.ZMQError."""
+        with self._checked():
+            self._drop(key)
+            socket = make_socket(
+                self._context, zmq.DEALER, security=self._security, message_bytes_max=self._message_bytes_max
+            )
+            if self._probe:
+                socket.setsockopt(zmq.PROBE_ROUTER, 1)
+            socket.connect(endpoint)
+            self._sockets[key] = socket
+            self._inner.register(cast(int, socket.get(zmq.FD)), select.EPOLLIN)
+            self._readable = True  # whatever happened before the registration is looked at once
+            if self._background is None:
+                self._background = threading.Thread(target=_run, args=(self,), name="zcluster-channel", daemon=True)
+                self._background.start()
+        self.kick()
+
+    def remove(self, key: int) -> None:
+        """Close the connection of `key`; nothing happens if there is none."""
+        if os.getpid() == self.pid:
+            with self.lock:
+                self._drop(key)
+
+    def _drop(self, key: int) -> None:
+        socket = self._sockets.pop(key, None)
+        self._blocked.discard(key)
+        if socket is not None and not self.closed:
+            self._inner.unregister(cast(int, socket.get(zmq.FD)))
+            socket.close(0)
+
+    def send(self, key: int, parts: Sequence[Part]) -> bool:
+        """Hand one message to `key`, never blocking. Needs the lock.
+
+        Returns:
+            False when nothing was sent: not connected, the queue is full, the channel is closed or belongs to a
+            parent process. Otherwise the message is on its way, which says nothing about its arrival.
+        """
+        socket = self._sockets.get(key)
+        if socket is None or self.closed or os.getpid() != self.pid:
+            return False
+        sent = True
+        try:
+            if len(parts) == 1:
+                socket.send(parts[0], _NOBLOCK, len(parts[0]) < ZERO_COPY_BYTES)
+            else:
+                _send_parts(socket, parts)
+            self._blocked.discard(key)
+        except zmq.Again:
+            self._blocked.add(key)
+            sent = False
+        events = _events(socket)
+        # The attempt may have consumed the descriptor's edge: what it announced is looked at again.
+        if events & _POLLIN or (events & _POLLOUT and not sent):
+            self._readable = True
+            if self._turning != get_ident():
+                self._ring()
+        return sent
+
+    # -- waiting -------------------------------------------------------------------------------------------------------
+
+    def wait(self, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Drive the channel until `done()`, or see to it that another waiter does. Call it without the lock.
+
+        `done` is cheap, and changes only in callbacks or with the lock held; it may be called by other threads.
+
+        Returns: what `done()` says in the end; False after `timeout_s` seconds (None: no limit).
+        Raises: Closed.
+        """
+        if done():
+            return True
+        give_up = NEVER if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        me = get_ident()
+        nested = self._driver == me  # called by a function given to `after`, on the thread that drives
+        with _Shield() as shield:
+            try:
+                with self._checked():
+                    if done():
+                        return True
+                    follower = None if nested else self._enter(me, done)
+                if follower is not None:
+                    with shield.open():
+                        self._follow(follower, give_up)
+                    if not follower.promoted:
+                        self._checked()
+                        return done()
+                return self._drive(done, give_up, shield)
+            finally:
+                if self._driver == me and not nested:
+                    with self.lock:
+                        self._pass_on()
+
+    def _enter(self, me: int, done: Callable[[], bool]) -> _Follower | None:
+        """Become the driver, else one of the followers."""
+        if self._driver:
+            follower = _Follower(me, done)
+            self._followers.append(follower)
+            return follower
+        self._driver = me
+        self._outer.modify(self._inner_fd, 0)
+        return None
+
+    def _follow(self, follower: _Follower, give_up: Nanoseconds) -> None:
+        """Sleep until done, out of time, or promoted."""
+        try:
+            timeout_s = -1.0 if give_up >= NEVER else max(0.0, (give_up - time.monotonic_ns()) / 1e9)
+            follower.token.acquire(timeout=timeout_s)
+        finally:
+            with self.lock:
+                if follower in self._followers:
+                    self._followers.remove(follower)
+
+    def _drive(self, done: Callable[[], bool], give_up: Nanoseconds, shield: _Shield) -> bool:
+        while True:
+            with self._checked():
+                until = self._turn() if self._readable else self._next_deadline()
+                if done():
+                    return True
+                self._until = min(until, give_up)
+            if self._after:
+                self._run_after(shield)
+                continue
+            now = time.monotonic_ns()
+            if now >= give_up:
+                return False
+            if now < self._until:
+                timeout_s = _SLEEP_S_MAX if self._until >= NEVER else (self._until - now) / 1e9
+                with shield.open():
+                    self._inner.poll(timeout_s)
+            self._readable = True
+
+    def _pass_on(self) -> None:
+        """The driver goes: the next waiter takes over, else the background thread. Needs the lock."""
+        while self._followers:
+            follower = self._followers.popleft()
+            if not follower.done():
+                self._driver = follower.thread
+                follower.promoted = True
+                follower.token.release()
+                return
+            follower.token.release()
+        self._driver = 0
+        if self.closed:
+            return
+        self._outer.modify(self._inner_fd, select.EPOLLIN)
+        self._until = self._background_until
+        if self._readable or self._after or self._next_deadline() < self._until:
+            self._ring()
+
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> Nanoseconds:
+        """Receive what is there, hand it on, meet deadlines. Needs the lock. Returns: when to wake up next."""
+        outer_turn, self._turning = self._turning, get_ident()
+        try:
+            try:
+                os.eventfd_read(self._bell)
+            except BlockingIOError:
+                pass
+            self._readable = False
+            self._until = 0
+            for key, socket in list(self._sockets.items()):
+                if self._sockets.get(key) is socket:
+                    self._receive(key, socket)
+            now = time.monotonic_ns()
+            if self._next_deadline() <= now:
+                self._on_deadline(now)
+            if self._followers:
+                self._release_followers()
+        finally:
+            self._turning = outer_turn
+        return 0 if self._readable or self._after else self._next_deadline()
+
+    def _receive(self, key: int, socket: zmq.Socket[bytes]) -> None:
+        batch: list[list[bytes]] = []
+        while (events := _events(socket)) & _POLLIN:
+            if len(batch) == MESSAGES_PER_TURN:
+                self._readable = True
+                break
+            message = [socket.recv(_NOBLOCK)]
+            while socket.get(_RCVMORE):
+                message.append(socket.recv(_NOBLOCK))
+            batch.append(message)
+        if batch:
+            now = time.monotonic_ns()
+            for message in batch:
+                if self._sockets.get(key) is not socket:
+                    return  # a callback closed it
+                self._on_message(key, message, now)
+        if self._blocked and events & _POLLOUT and key in self._blocked:
+            self._blocked.discard(key)
+            if self._on_writable is not None:
+                self._on_writable(key)
+
+    def _release_followers(self) -> None:
+        waiting: deque[_Follower] = deque()
+        for follower in self._followers:
+            if follower.done():
+                follower.token.release()
+            else:
+                waiting.append(follower)
+        self._followers = waiting
+
+    def after(self, function: Callable[..., object], *args: Any) -> None:
+        """Run `function` soon, without the lock, on whichever thread drives (users' callbacks). Needs the lock.
+
+        It must not raise: exceptions are dropped, since there is nobody to tell.
+        """
+        self._after.append((function, args))
+        if self._turning != get_ident():
+            self._ring()
+
+    def _run_after(self, shield: _Shield | None) -> None:
+        while self._after:
+            try:
+                function, args = self._after.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                if shield is None:
+                    function(*args)
+                else:
+                    with shield.open():
+                        function(*args)
+            except Exception:
+                pass
+
+    def _background_turn(self) -> bool:
+        """One round of the background thread. Returns: False when it is to end."""
+        with self.lock:
+            if self.closed:
+                return False
+            if self._driver:
+                until = NEVER
+            else:
+                until = self._turn()
+                self._until = until
+            self._background_until = until
+        if self._after and not self._driver:
+            self._run_after(None)
+            return True
+        now = time.monotonic_ns()
+        if until > now:
+            self._outer.poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9)
+        return True
+
+    def kick(self, recheck: bool = False) -> None:
+        """The next deadline may be earlier now: whoever sleeps looks again. Any thread, with or without the lock.
+
+        recheck: also let the waiters ask their `done` again, which something other than a callback has changed.
+        """
+        if os.getpid() != self.pid:
+            return
+        with self.lock:
+            if self._turning == get_ident() or self.closed:
+                return
+            if recheck or self._readable or self._next_deadline() < self._until:
+                self._ring()
+
+    def _ring(self) -> None:
+        if not self.closed:
+            os.eventfd_write(self._bell, 1)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _checked(self) -> threading.RLock:  # type: ignore[valid-type, unused-ignore]
+        """The lock, after making sure that this process may use the channel. Raises: Closed."""
+        if os.getpid() != self.pid:
+            raise Closed("this connection belongs to the parent process; a forked child opens its own")
+        if self.closed:
+            raise Closed("the connection is closed")
+        return self.lock
+
+    def close(self) -> None:
+        """Close the sockets and end the background thread; waiters get `Closed`. Harmless when repeated or forked."""
+        if os.getpid() != self.pid or self.closed:
+            return
+        with self.lock:
+            if self.closed:
+                return
+            self._ring()
+            if self._driver:
+                self._outer.modify(self._inner_fd, select.EPOLLIN)
+            self.closed = True
+            for follower in self._followers:
+                follower.token.release()
+            self._followers.clear()
+            for socket in self._sockets.values():
+                socket.close(0)
+            self._sockets.clear()
+        thread = self._background
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(1.0)
+
+    def __del__(self) -> None:
+        if getattr(self, "pid", 0) == os.getpid() and hasattr(self, "_bell"):
+            os.close(self._bell)
+            self._bell = -1
+
+
+class _Follower:
+    """A waiter beside the one that drives."""
+
+    __slots__ = ("done", "promoted", "thread", "token")
+
+    def __init__(self, thread: int, done: Callable[[], bool]) -> None:
+        self.thread = thread
+        self.done = done
+        self.promoted = False
+        self.token = threading.Lock()
+        self.token.acquire()
+
+
+class _Shield:
+    """Holds back Ctrl-C on the main thread, except inside `open()`.
+
+    Python runs signal handlers between any two bytecodes, also between receiving a message and noting it down. Only
+    SIGINT with a Python handler is held back; that handler is called in the end, whatever it does. Shields nest.
+    """
+
+    __slots__ = ("_outer", "_pending", "_previous", "_shut")
+
+    def __enter__(self) -> _Shield:
+        self._previous: Any = None
+        self._outer: tuple[_Shield, bool] | None = None
+        self._pending = False
+        self._shut = True
+        if get_ident() == threading.main_thread().ident:
+            previous = _signal.getsignal(_signal.SIGINT)
+            outer = getattr(previous, "__self__", None)
+            if isinstance(outer, _Shield):
+                self._outer = (outer, outer._shut)
+                outer._shut = True
+            elif callable(previous):
+                self._previous = previous
+                _signal.signal(_signal.SIGINT, self._hold)
+        return self
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        if self._shut:
+            self._pending = True
+        else:
+            self._previous(number, frame)
+
+    def open(self) -> _Opening:
+        return _Opening(self if self._outer is None else self._outer[0])
+
+    def __exit__(self, *_: object) -> None:
+        if self._outer is not None:
+            self._outer[0]._shut = self._outer[1]
+        if self._previous is not None:
+            _signal.signal(_signal.SIGINT, self._previous)
+            if self._pending:
+                self._previous(int(_signal.SIGINT), None)
+
+
+class _Opening:
+    """A stretch in which Ctrl-C may strike at once."""
+
+    __slots__ = ("_shield",)
+
+    def __init__(self, shield: _Shield) -> None:
+        self._shield = shield
+
+    def __enter__(self) -> None:
+        shield = self._shield
+        shield._shut = False
+        if shield._pending:
+            shield._pending = False
+            shield._shut = True
+            shield._previous(int(_signal.SIGINT), None)
+
+    def __exit__(self, *_: object) -> None:
+        self._shield._shut = True
+
+
+def _events(socket: zmq.Socket[bytes]) -> int:
+    return cast(int, socket.get(_EVENTS))
+
+
+def _send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> None:
+    """A half-sent message would corrupt every later one, so Ctrl-C waits until the last part is out."""
+    with _Shield():
+        last = len(parts) - 1
+        for i, part in enumerate(parts):
+            socket.send(part, _NOBLOCK | (_SNDMORE if i < last else 0), len(part) < ZERO_COPY_BYTES)
+
+
+def _run(channel: Channel) -> None:
+    """Body of the background thread."""
+    while channel._background_turn():
+        pass
+
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    """One context a process: contexts do not survive a fork. A parent's is kept, untouched, in the child."""
+    pid = os.getpid()
+    if pid not in _contexts:
+        _contexts[pid] = zmq.Context()
+    return _contexts[pid]
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter dismantles itself, so that neither threads nor sockets hang its end."""
+    for channel in list(_channels):
+        channel.close()
+    context = _contexts.pop(os.getpid(), None)
+    if context is not None:
+        context.term()

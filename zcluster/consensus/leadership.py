@@ -1,0 +1,299 @@
+"""What lives and dies with one leadership: followers' progress, rounds, the transfer, the leader's timers.
+
+Made when an election is won, dropped when the term or the majority is lost; so nothing of it can leak into a later
+term. It writes requests into the box it is given, and answers questions ("what does a majority hold?"). It decides
+nothing about terms, roles or the commit index: that is `raft`.
+"""
+
+from __future__ import annotations
+
+from zcluster.consensus import quorum
+from zcluster.consensus.api import (
+    AppendReply,
+    AppendRequest,
+    Heartbeat,
+    HeartbeatReply,
+    InstallSnapshot,
+    Settings,
+    TimeoutNow,
+)
+from zcluster.consensus.election import Promise
+from zcluster.consensus.log import Log
+from zcluster.consensus.membership import Membership
+from zcluster.consensus.outbox import Box
+from zcluster.consensus.progress import PROBE, REPLICATE, Progress
+from zcluster.consensus.reads import Rounds
+from zcluster.consensus.writes import Writes
+from zcluster.types import NEVER, NO_REPLICA, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term
+
+
+class Leadership:
+    """Of replica `replica_id` in `term`. `log`, `membership` and `writes` are the core's own, read only here.
+
+    term_start: index of the no-op that opens the term. heartbeat_at: next round. check_at: next look at who was heard.
+    notice_at: when followers that got no request since the last commit are told of it. transfer_at: when a transfer
+    is given up; `transfer_to` is 0 without one.
+    """
+
+    __slots__ = (
+        "_id",
+        "_log",
+        "_membership",
+        "_settings",
+        "_writes",
+        "check_at",
+        "heartbeat_at",
+        "notice_at",
+        "progress",
+        "replication_due",
+        "rounds",
+        "term",
+        "term_start",
+        "transfer_at",
+        "transfer_to",
+    )
+
+    def __init__(
+        self, replica_id: ReplicaId, term: Term, settings: Settings, log: Log, membership: Membership, writes: Writes
+    ) -> None:
+        self._id = replica_id
+        self._settings = settings
+        self._log = log
+        self._membership = membership
+        self._writes = writes
+        self.term = term
+        self.term_start: Index = log.last_index + 1
+        self.progress: dict[ReplicaId, Progress] = {}
+        self.rounds = Rounds()
+        self.replication_due = True
+        self.transfer_to: ReplicaId = NO_REPLICA
+        self.heartbeat_at = self.check_at = self.notice_at = self.transfer_at = NEVER
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> Nanoseconds:
+        return min(self.heartbeat_at, self.check_at, self.notice_at, self.transfer_at)
+
+    def is_alone(self) -> bool:
+        return self._membership.current.voters == (self._id,)
+
+    def majority_index(self) -> Index:
+        """Highest index on the disks of a majority, the own disk included. A damaged replica does not count."""
+        progress, own = self.progress, self._id
+        return quorum.reached_by_majority(
+            [
+                self._writes.durable_index if voter == own else progress[voter].counted_index
+                for voter in self._membership.current.voters
+            ]
+        )
+
+    def heard_majority_at(self, now: Nanoseconds) -> Nanoseconds:
+        """Since when, at the latest, a majority has been silent."""
+        progress, own = self.progress, self._id
+        return quorum.reached_by_majority(
+            [now if voter == own else progress[voter].active_at for voter in self._membership.current.voters]
+        )
+
+    def lease_holds(self, now: Nanoseconds) -> bool:
+        """Whether nobody else can lead at `now`. The caller has checked that the term has committed something."""
+        if self.is_alone():
+            return True
+        return self.rounds.lease_holds(now, self._settings.election_timeout - self._settings.lease_margin)
+
+    def best_successor(self, promise: Promise) -> ReplicaId:
+        """The living voter with the longest verified log, the lowest id among equals; 0 if there is none."""
+        candidates = [
+            (-progress.match_index, voter)
+            for voter in self._membership.current.voters
+            if (progress := self.progress.get(voter)) is not None
+            and not progress.repair
+            and not promise.is_dead(voter, progress.incarnation)
+        ]
+        return min(candidates)[1] if candidates else NO_REPLICA
+
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    def sync_members(self, incarnations: dict[ReplicaId, int], now: Nanoseconds) -> None:
+        """One Progress for each other member; timers run only while there are others."""
+        current = self._membership.current
+        known, next_index = self.progress, self._log.last_index + 1
+        self.progress = {
+            replica: known.get(replica) or Progress(next_index, incarnations.get(replica, -1), now)
+            for replica in (*current.voters, *current.learners)
+            if replica != self._id
+        }
+        if not self.progress:
+            self.heartbeat_at = self.check_at = NEVER
+        elif not known:
+            self.heartbeat_at = now
+            self.check_at = now + self._settings.election_timeout
+        self.replication_due = True
+
+    def meet(self, sender: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
+        """The sender shows a newer incarnation than before: what the last one acknowledged is forgotten."""
+        progress = self.progress.get(sender)
+        if progress is not None and incarnation > progress.incarnation:
+            if progress.incarnation < 0:
+                progress.incarnation = incarnation
+            else:
+                progress.reset(self._log.last_index + 1, incarnation, now)
+                self.replication_due = True
+
+    # -- replication --------------------------------------------------------------------------------------------------
+
+    def replicate(self, box: Box, commit_index: Index, snapshot: SnapshotMeta | None, now: Nanoseconds) -> None:
+        """Append requests for everybody who may have one; followers at one position share the object."""
+        self.replication_due = False
+        shared: dict[Index, AppendRequest] = {}
+        inflight_max, last_index = self._settings.inflight_max, self._log.last_index
+        for replica, progress in self.progress.items():
+            while progress.may_send(inflight_max):
+                next_index = progress.next_index
+                if next_index > last_index and progress.state == REPLICATE:
+                    break
+                if next_index <= self._log.base_index:
+                    self._send_snapshot(box, replica, progress, snapshot, now)
+                    break
+                request = shared.get(next_index)
+                if request is None:
+                    prev_term = self._log.term(next_index - 1)
+                    assert prev_term is not None
+                    entries = self._log.slice(next_index, last_index + 1, self._settings.batch_bytes_max)
+                    request = AppendRequest(self.term, next_index - 1, prev_term, commit_index, tuple(entries))
+                    shared[next_index] = request
+                box.append((replica, request))
+                progress.sent(next_index + len(request.entries) - 1, now)
+                progress.commit_sent = commit_index
+
+    def _send_snapshot(
+        self, box: Box, replica: ReplicaId, progress: Progress, snapshot: SnapshotMeta | None, now: Nanoseconds
+    ) -> None:
+        """For a follower that is behind the log in memory; one that was not heard of late must speak first."""
+        assert snapshot is not None, "the log is compacted but there is no checkpoint"
+        if now - progress.active_at >= self._settings.election_timeout:
+            progress.become_probe(progress.next_index, now, wait=True)
+        else:
+            box.append((replica, InstallSnapshot(self.term, snapshot)))
+            progress.become_snapshot(snapshot.index, now)
+
+    def handle_append_reply(self, progress: Progress, message: AppendReply, now: Nanoseconds) -> bool:
+        """Returns whether match_index moved."""
+        last_index = self._log.last_index
+        if not message.success:
+            progress.note_repair(message.repair, last_index)
+            if not progress.rejection_is_stale(message.prev_index):
+                index, _ = self._log.last_at_or_below(message.conflict_index, message.conflict_term)
+                progress.become_probe(min(index, message.prev_index - 1) + 1, now)
+                self.replication_due = True
+            return False
+        if message.match_index > last_index:
+            return False  # nonsense
+        progress.note_repair(message.repair, last_index)
+        moved = progress.accepted(message.match_index, now)
+        if progress.next_index <= last_index:
+            self.replication_due = True
+        return moved
+
+    def handle_snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
+        progress = self.progress.get(replica)
+        if progress is not None and progress.snapshot_index:
+            next_index = progress.snapshot_index + 1 if ok else progress.match_index + 1
+            progress.become_probe(next_index, now, wait=not ok)
+            self.replication_due = True
+
+    def handle_peer_lost(self, replica: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
+        """Nothing more is sent to the dead, and leadership does not go there."""
+        progress = self.progress.get(replica)
+        if progress is not None and progress.incarnation <= incarnation:
+            progress.become_probe(progress.match_index + 1, now, wait=True)
+            if self.transfer_to == replica:
+                self.end_transfer()
+
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
+    def open_round(self, box: Box, commit_index: Index, now: Nanoseconds) -> None:
+        """A round of heartbeats, now. Its commit index is capped at what each receiver has matched."""
+        number = self.rounds.open(now, commit_index if commit_index >= self.term_start else 0)
+        confirmed = self.rounds.confirmed
+        quorum_time, quorum_commit = (confirmed.sent_at, confirmed.commit_index) if confirmed else (0, 0)
+        shared: dict[Index, Heartbeat] = {}
+        for replica, progress in self.progress.items():
+            capped = min(commit_index, progress.match_index)
+            if progress.repaired:
+                heartbeat = Heartbeat(self.term, number, capped, quorum_time, quorum_commit, True, progress.incarnation)
+            elif capped in shared:
+                heartbeat = shared[capped]
+            else:
+                shared[capped] = heartbeat = Heartbeat(self.term, number, capped, quorum_time, quorum_commit)
+            box.append((replica, heartbeat))
+            progress.commit_sent = max(progress.commit_sent, capped)
+        self.heartbeat_at = now + self._settings.heartbeat_interval if self.progress else NEVER
+
+    def confirmed_reads(self) -> list[tuple[int, Index]]:
+        """Close the rounds that a majority has answered; the reads they carried, with their indices."""
+        rounds, progress, own = self.rounds, self.progress, self._id
+        if not rounds.unconfirmed:
+            return []
+        number = quorum.reached_by_majority(
+            [
+                rounds.latest if voter == own else progress[voter].acked_round
+                for voter in self._membership.current.voters
+            ]
+        )
+        return rounds.confirm(number)
+
+    def handle_heartbeat_reply(
+        self, box: Box, sender: ReplicaId, message: HeartbeatReply, commit_index: Index, now: Nanoseconds
+    ) -> None:
+        progress = self.progress[sender]
+        if message.round > self.rounds.latest:
+            return  # nonsense
+        progress.note_repair(message.repair, self._log.last_index)
+        progress.acked_round = max(progress.acked_round, message.round)
+        silent = now - progress.sent_at
+        if progress.state == PROBE:
+            if progress.probe_sent and silent >= self._settings.heartbeat_interval:
+                progress.probe_sent = False
+                self.replication_due = True
+        elif progress.inflight and silent >= 2 * self._settings.heartbeat_interval:
+            # It lives but owes an answer for long. An empty request behind the last one sent is rejected where
+            # something before it was lost.
+            prev_index = progress.next_index - 1
+            prev_term = self._log.term(prev_index)
+            if prev_term is not None:
+                box.append((sender, AppendRequest(self.term, prev_index, prev_term, commit_index)))
+                progress.sent_at = now
+
+    def notice_due(self, commit_index: Index) -> bool:
+        """Whether a follower that keeps up has not been told of `commit_index`."""
+        return any(p.state == REPLICATE and p.commit_sent < commit_index for p in self.progress.values())
+
+    def committed(self, now: Nanoseconds) -> None:
+        """Followers learn of a commit with the next request; where none follows soon, a round comes early."""
+        if self.notice_at == NEVER and self.progress:
+            self.notice_at = now + self._settings.heartbeat_interval // 8
+
+    # -- handing over -------------------------------------------------------------------------------------------------
+
+    def start_transfer(self, box: Box, target: ReplicaId, now: Nanoseconds) -> None:
+        if target != self.transfer_to:
+            self.transfer_to = target
+            self.transfer_at = now + self._settings.election_timeout
+            self.maybe_finish_transfer(box)
+
+    def maybe_finish_transfer(self, box: Box) -> bool:
+        """Once the target has the whole log: tell it to stand."""
+        progress = self.progress.get(self.transfer_to)
+        if progress is None or progress.match_index != self._log.last_index:
+            return False
+        self.send_timeout_now(box, self.transfer_to)
+        return True
+
+    def send_timeout_now(self, box: Box, target: ReplicaId) -> None:
+        """It may take effect at any time from now on, so the lease is over for the rest of the term."""
+        self.rounds.lease_ended = True
+        box.append((target, TimeoutNow(self.term)))
+
+    def end_transfer(self) -> None:
+        self.transfer_to = NO_REPLICA
+        self.transfer_at = NEVER

@@ -1,0 +1,66 @@
+"""Majorities: what a set of voters agrees on. Arithmetic only, no state.
+
+Does not live here: who the voters are (`membership`), whose acknowledgement counts (`raft`, `progress`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+from zcluster.types import Index, ReplicaId
+
+PENDING: Final = "pending"
+WON: Final = "won"
+LOST: Final = "lost"
+
+
+def majority(voters: int) -> int:
+    """Smallest number of voters that any two majorities must share a member of.
+
+    >>> [majority(n) for n in (1, 2, 3, 4, 5)]
+    [1, 2, 2, 3, 3]
+    """
+    return voters // 2 + 1
+
+
+def reached_by_majority(values: Iterable[int]) -> int:
+    """Highest value that a majority has reached; one value a voter. 0 without voters.
+
+    Serves indices (what is stored), round numbers (what is confirmed) and times (who was heard) alike.
+
+    >>> reached_by_majority([7, 3, 5]), reached_by_majority([9, 1]), reached_by_majority([4, 4, 1, 9])
+    (5, 1, 4)
+    """
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2] if ordered else 0
+
+
+def commit_index(match_index: Mapping[ReplicaId, Index], voters: Collection[ReplicaId]) -> Index:
+    """Highest index stored durably by a majority of `voters`.
+
+    Args:
+        match_index: voter -> last index known *persisted* there; absent means 0.
+        voters: learners excluded.
+    Returns:
+        An index >= 0. The caller must still check that the entry's term is the current term.
+    Source: Raft paper §5.3, §5.4.2 (Figure 8).
+    """
+    return reached_by_majority([match_index.get(voter, 0) for voter in voters])
+
+
+def vote_result(votes: Mapping[ReplicaId, bool], voters: Collection[ReplicaId], *, everyone: bool = False) -> str:
+    """WON, LOST or PENDING. Votes of replicas that are not voters do not count.
+
+    Args:
+        everyone: a single refusal loses, and only a grant by every voter wins.
+
+    >>> vote_result({1: True, 2: True}, (1, 2, 3)), vote_result({1: True, 2: True}, (1, 2, 3), everyone=True)
+    ('won', 'pending')
+    """
+    needed = len(voters) if everyone else majority(len(voters))
+    granted = sum(1 for voter in voters if votes.get(voter) is True)
+    refused = sum(1 for voter in voters if votes.get(voter) is False)
+    if not voters or refused > len(voters) - needed:
+        return LOST
+    return WON if granted >= needed else PENDING

@@ -1,0 +1,570 @@
+"""`Cluster`: the handle on a running cluster that the command line and users hold; `up` starts or finds one.
+
+A handle keeps nothing open and remembers nothing that may change: every property is asked afresh, in bounded time, so
+a handle may be used from any thread, survives a fork, and never shows a dead process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from zcluster import config, wire
+from zcluster.config import ClusterSpec, load_spec, make_settings
+from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.launch import layout, probe, report
+from zcluster.launch import process as system
+from zcluster.launch.control import Control
+from zcluster.launch.layout import create
+
+if TYPE_CHECKING:
+    from zcluster.api import Client
+
+ANSWER_S: Final = 0.3
+"""How long a silent replica is waited for when it is asked how it is."""
+GIVE_UP_DEATHS: Final = 6
+"""A process that has died this often right after its start will not make the cluster ready: say so early."""
+
+Progress = Callable[[str, dict[str, Any]], None]
+
+
+class ProcessHandle:
+    """One run of a worker or router process."""
+
+    def __init__(self, cluster: Cluster, identity: system.Identity) -> None:
+        self._cluster = cluster
+        self._identity = identity
+        self.name = identity.name
+        self.pid = identity.pid
+
+    @property
+    def alive(self) -> bool:
+        return system.living(self._identity) is not None
+
+    def kill(self) -> None:
+        """SIGKILL to its group; returns when it is dead. It is restarted at once. Does nothing to a dead one."""
+        self._cluster.control.call("kill", targets=[self.name], pid=self.pid)
+
+    def pause(self) -> None:
+        """SIGSTOP to its group."""
+        self._cluster.control.call("pause", targets=[self.name])
+
+    def resume(self) -> None:
+        """SIGCONT to its group."""
+        self._cluster.control.call("resume", targets=[self.name])
+
+    def __repr__(self) -> str:
+        return f"<{self._identity.kind} {self.name} pid {self.pid}{'' if self.alive else ' (dead)'}>"
+
+
+class Node:
+    """One machine in miniature: a replica and its workers, which live, stop and die together."""
+
+    def __init__(self, cluster: Cluster, name: str, replica_id: int) -> None:
+        self._cluster = cluster
+        self.name = name
+        self.replica_id = replica_id
+
+    @property
+    def pid(self) -> int | None:
+        """Of the replica; None when it is dead."""
+        identity = self._cluster.identity(self.name)
+        return identity.pid if identity is not None else None
+
+    @property
+    def alive(self) -> bool:
+        return self.pid is not None
+
+    @property
+    def paused(self) -> bool:
+        identity = self._cluster.identity(self.name)
+        stat = system.living(identity) if identity is not None else None
+        return stat is not None and stat.paused
+
+    @property
+    def workers(self) -> list[ProcessHandle]:
+        """Its running workers."""
+        mine = set(self._cluster.spec.worker_names(self.name))
+        return [w for w in self._cluster.workers if w.name in mine]
+
+    def kill(self, signal_name: str = "SIGKILL") -> None:
+        """Send the signal before anything else; return when its processes are dead. It stays down until `start`.
+
+        Does nothing to a dead node. Signals that do not end a process (SIGHUP, ...) are only sent.
+        """
+        self._cluster.kill(self.name, signal_name)
+
+    def start(self) -> None:
+        """Return when its processes run; never waits for a quorum. Does nothing to a running node."""
+        self._cluster.start(self.name)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop it cleanly (SIGKILL after `timeout` seconds). It stays down until `start`."""
+        self._cluster.stop(self.name, timeout=timeout)
+
+    def restart(self, timeout: float = 10.0) -> None:
+        self._cluster.control.call("restart", targets=[self.name], timeout_s=timeout, timeout=timeout + 10)
+
+    def pause(self) -> None:
+        """Freeze its processes (SIGSTOP). Does nothing to a dead node."""
+        self._cluster.pause(self.name)
+
+    def resume(self) -> None:
+        self._cluster.resume(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and (self.name, self._cluster) == (other.name, other._cluster)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self._cluster))
+
+    def __repr__(self) -> str:
+        pid = self.pid
+        return f"<node {self.name} {f'pid {pid}' if pid is not None else 'down'}>"
+
+
+class Nodes(Mapping[str, Node]):
+    """The nodes by name, in order of their numbers."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._nodes = {n.name: Node(cluster, n.name, n.replica_id) for n in cluster.spec.nodes}
+
+    def __getitem__(self, name: str) -> Node:
+        try:
+            return self._nodes[name]
+        except KeyError:
+            raise KeyError(f"no node {name!r}; there are {', '.join(self._nodes)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __repr__(self) -> str:
+        return f"<nodes {', '.join(map(repr, self._nodes.values()))}>"
+
+
+class Cluster:
+    """A handle on the cluster in `directory`. Raises: NotRunning (there is none), FormatTooNew, InvalidInput."""
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory).absolute()
+        self.spec = load_spec(self.directory)
+        self.control = Control(self.directory)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cluster) and self.spec.cluster_id == other.spec.cluster_id
+
+    def __hash__(self) -> int:
+        return hash(self.spec.cluster_id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} in {self.directory}>"
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def identity(self, process: str) -> system.Identity | None:
+        """The living process of that name, None when it is dead."""
+        identity = system.read_run_file(self.directory, process)
+        return identity if identity is not None and system.living(identity) is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether any process of the cluster is alive."""
+        return self.control.running()
+
+    @property
+    def nodes(self) -> Nodes:
+        return Nodes(self)
+
+    @property
+    def routers(self) -> Sequence[ProcessHandle]:
+        """The running routers: one, or none while it restarts."""
+        return self._of_kind("router")
+
+    @property
+    def workers(self) -> Sequence[ProcessHandle]:
+        """The running workers of all nodes."""
+        return self._of_kind("worker")
+
+    def _of_kind(self, kind: str) -> list[ProcessHandle]:
+        return [ProcessHandle(self, i) for i in self.control.processes().values() if i.kind == kind]
+
+    def answering(self) -> list[str]:
+        """Nodes that can answer: alive and not frozen."""
+        names = []
+        for node in self.spec.nodes:
+            identity = system.read_run_file(self.directory, node.name)
+            stat = system.living(identity) if identity is not None else None
+            if stat is not None and not stat.paused:
+                names.append(node.name)
+        return names
+
+    @property
+    def leader(self) -> Node | None:
+        """The running node that leads in the highest term, asked afresh; None when there is none right now."""
+        answers = probe.statuses(self.spec, self.answering(), timeout_s=ANSWER_S)
+        name, _ = report.find_leader(self.spec, answers)
+        return self.nodes[name] if name is not None and self.identity(name) is not None else None
+
+    def wait_leader(self, timeout: float = 30.0) -> Node:
+        """The leader, as soon as there is one. Raises: Timeout (a TimeoutError)."""
+        give_up = time.monotonic() + timeout
+        connections: probe.Connections | None = None
+        try:
+            while (leader := self.leader) is None:
+                if time.monotonic() >= give_up:
+                    raise Timeout(f"no leader within {timeout:g} s; see: zcluster -c {self.name} status")
+                if connections is None:
+                    connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes])
+                wake = min(give_up, time.monotonic() + ANSWER_S)
+                while not _announces_itself(self.spec, connections) and (left_s := wake - time.monotonic()) > 0:
+                    connections.pump(left_s)
+                connections.announced.clear()
+            return leader
+        finally:
+            if connections is not None:
+                connections.close()
+
+    def status(self) -> dict[str, Any]:
+        """What `status --json` prints; see `report`. Adopts a cluster whose supervisor is gone."""
+        self.spec = load_spec(self.directory)
+        try:
+            supervisor = self.control.call("status")
+        except NotRunning:
+            return report.describe(self.spec, None, {})
+        able = [
+            p["name"]
+            for p in supervisor["processes"]
+            if p["kind"] != "worker" and p["state"] == "up" and not p["paused"]
+        ]
+        return report.describe(self.spec, supervisor, probe.statuses(self.spec, able, timeout_s=ANSWER_S))
+
+    # -- choosing -----------------------------------------------------------------------------------------------------
+    def resolve(self, selector: str, *, chooser: random.Random | None = None) -> list[str]:
+        """Names that a selector stands for, without repetition.
+
+        Args:
+            selector: `n1`, `leader`, `followers`, `random` (a running node), `all`, a worker (`n1.w1`), `router`, or
+                several of these with commas.
+            chooser: for `random`; a seeded one makes it repeatable.
+        Raises: InvalidInput, NoQuorum (`leader` or `followers` without a leader), NotRunning (`random`, none runs).
+        """
+        names: dict[str, None] = {}
+        for part in (p.strip() for p in selector.split(",")):
+            names |= dict.fromkeys(self._resolve_one(part, chooser))
+        return list(names)
+
+    def _resolve_one(self, part: str, chooser: random.Random | None) -> list[str]:
+        nodes = [n.name for n in self.spec.nodes]
+        if part in nodes or part == "router" or any(part in self.spec.worker_names(n) for n in nodes):
+            return [part]
+        if part == "all":
+            return nodes
+        if part in ("leader", "followers"):
+            leader = self.leader
+            if leader is None:
+                raise NoQuorum(f"no leader right now; wait for one: zcluster -c {self.name} wait --for leader")
+            return [leader.name] if part == "leader" else [n for n in self.answering() if n != leader.name]
+        if part == "random":
+            alive = [n for n in nodes if self.identity(n) is not None]
+            if not alive:
+                raise NotRunning("no node is running; start one: zcluster start")
+            return [(chooser or random.SystemRandom()).choice(alive)]
+        known = ", ".join([*nodes, "leader", "followers", "random", "all", "router"])
+        raise InvalidInput(f"no node {part!r} in cluster {self.name!r}; there are: {known}, and workers such as n1.w1")
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+    def kill(self, selector: str, signal_name: str = "SIGKILL") -> list[str]:
+        """See `Node.kill`. Returns: the names."""
+        name = signal_name.upper() if signal_name.upper().startswith("SIG") else f"SIG{signal_name.upper()}"
+        if name not in system.signal_names():
+            raise InvalidInput(f"no signal {signal_name!r}; for example KILL, TERM, INT, HUP, USR1")
+        names = self.resolve(selector)
+        self.control.call("kill", targets=names, signal_name=name)
+        return names
+
+    def pause(self, selector: str) -> list[str]:
+        names = self.resolve(selector)
+        self.control.call("pause", targets=names)
+        return names
+
+    def resume(self, selector: str) -> list[str]:
+        names = self.resolve(selector)
+        self.control.call("resume", targets=names)
+        return names
+
+    def stop(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
+        """Stop nodes cleanly, all by default; router and supervisor go on (`down` ends the cluster)."""
+        names = self.resolve(selector)
+        self.control.call("stop", targets=names, timeout_s=timeout, timeout=timeout + 10)
+        return names
+
+    def start(self, selector: str = "all") -> list[str]:
+        """Start nodes that are down; see `Node.start`."""
+        names = self.resolve(selector)
+        self.control.call("start", targets=names, timeout_s=10, timeout=20)
+        return names
+
+    def restart(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
+        """Restart nodes one after the other: the next only when the last one answers and there is a leader."""
+        names = self.resolve(selector)
+        for name in names:
+            self.control.call("restart", targets=[name], timeout_s=timeout, timeout=timeout + 10)
+            if name in self.nodes:
+                self.wait(name, timeout=30)
+                if len(self.answering()) > len(self.spec.nodes) // 2:
+                    self.wait_leader(30)
+        return names
+
+    def down(self, timeout: float = 10.0, *, purge: bool = False) -> bool:
+        """Stop everything; `purge`: remove the cluster with its data. Returns: whether anything ran."""
+        ran = self.control.down(timeout)
+        if purge:
+            system.remove_traces(self.directory, self.spec.socket_directory, everything=True)
+        return ran
+
+    def checkpoint(self, timeout: float = 30.0) -> dict[str, int]:
+        """Have every answering replica write a checkpoint now. Returns: node -> index of its checkpoint."""
+        answers = probe.ask(self.spec, self.answering(), wire.CHECKPOINT, timeout_s=timeout)
+        done = {name: wire.decode(body) for name, (kind, body) in answers.items() if kind == wire.RESULT}
+        if not done:
+            raise NoQuorum(f"no replica of {self.name!r} wrote a checkpoint within {timeout:g} s")
+        return {name: body[0] for name, body in sorted(done.items()) if isinstance(body, list)}
+
+    def connect(self) -> Client:
+        """A client of this cluster."""
+        from zcluster.api import Client
+
+        return Client(self.spec)
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+    def wait(self, for_: str, timeout: float = 30.0) -> None:
+        """Until there is a `leader`, the cluster is `healthy`, or a node, named, answers. Raises: Timeout, Degraded."""
+        if for_ == "leader":
+            self.wait_leader(timeout)
+        elif for_ == "healthy":
+            self.wait_healthy(timeout)
+        elif for_ in self.nodes:
+            connections = probe.Connections(self.spec, [for_])
+            give_up = time.monotonic() + timeout
+            try:
+                while not connections.announced:
+                    if time.monotonic() >= give_up:
+                        raise Timeout(f"{for_} did not answer within {timeout:g} s")
+                    connections.pump(give_up - time.monotonic())
+            finally:
+                connections.close()
+        else:
+            raise InvalidInput(f"wait for leader, healthy, or one of {', '.join(self.nodes)}; not {for_!r}")
+
+    def wait_healthy(self, timeout: float = 30.0, progress: Progress | None = None) -> dict[str, Any]:
+        """Until `status` says healthy. Returns: that status.
+
+        Args:
+            progress: called once each with "nodes", "leader", "workers" and what is known then, `seconds` since the
+                one before included.
+        Raises: Timeout, and Degraded as soon as it is certain that it will not become so by itself.
+        """
+        give_up = time.monotonic() + timeout
+        look_at = time.monotonic() + 0.5
+        steps = _Steps(self.spec, progress)
+        connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes], router=True)
+        try:
+            while True:
+                connections.pump(max(0.0, min(give_up, look_at) - time.monotonic()))
+                now = time.monotonic()
+                if not (seems_ready := steps.advance(connections)) and now < min(look_at, give_up):
+                    continue
+                status = self.status()
+                if status["state"] == report.HEALTHY:
+                    return status
+                self._check_hopeless(status)
+                if now >= give_up:
+                    raise Timeout(f"{self.name!r} is not ready after {timeout:g} s: {'; '.join(status['problems'])}")
+                look_at = time.monotonic() + 0.5
+                if seems_ready:  # what was announced is outdated: hear it again
+                    connections.announced.clear()
+                    connections.router = None
+        finally:
+            connections.close()
+
+    def _check_hopeless(self, status: dict[str, Any]) -> None:
+        """Raises: Degraded, when a replica refuses to start or a process dies again and again."""
+        failed = [f"{n['name']}: {n['failure']}" for n in status["nodes"] if n["failure"]]
+        if failed:
+            raise Degraded(f"{'; '.join(failed)}. See: zcluster -c {self.name} logs")
+        for process in self.control.call("status")["processes"]:
+            if process["quick_deaths"] >= GIVE_UP_DEATHS:
+                log = self.directory / "logs" / f"{process['name']}.log"
+                raise Degraded(
+                    f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{system.log_tail(log, 5)}"
+                )
+
+
+def _announces_itself(spec: ClusterSpec, connections: probe.Connections) -> bool:
+    """Has a node just said that it leads itself?"""
+    return any(spec.node_name(leader) == name for name, (leader, _) in connections.announced.items())
+
+
+class _Steps:
+    """Reports each step towards readiness once, as it is reached."""
+
+    def __init__(self, spec: ClusterSpec, progress: Progress | None) -> None:
+        self._spec = spec
+        self._progress = progress or (lambda event, facts: None)
+        self._last = time.monotonic()
+        self._todo = ["nodes", "leader", "workers"]
+
+    def advance(self, connections: probe.Connections) -> bool:
+        """Returns: whether everything seems to be there."""
+        spec, announced = self._spec, connections.announced
+        nodes = [n.name for n in spec.nodes]
+        leader, term = max(((ld, t) for ld, t in announced.values() if ld), key=lambda c: c[1], default=(0, 0))
+        name = spec.node_name(leader)
+        workers = {w["name"] for w in (connections.router or {}).get("workers", ())}
+        wanted = {w for n in nodes for w in spec.worker_names(n)}
+        reached = {
+            "nodes": len(announced) == len(nodes),
+            "leader": name is not None and announced.get(name, (0, 0))[0] == leader,
+            "workers": connections.router is not None and wanted <= workers,
+        }
+        facts: dict[str, Any] = {"nodes": nodes, "leader": name, "term": term, "workers": len(wanted)}
+        while self._todo and reached[self._todo[0]]:
+            now = time.monotonic()
+            self._progress(self._todo.pop(0), {**facts, "seconds": now - self._last})
+            self._last = now
+        return all(reached.values())
+
+
+def up(
+    name: str, settings_given: Mapping[str, Any], wait_s: float = 30.0, progress: Progress | None = None
+) -> tuple[Cluster, dict[str, Any]]:
+    """Start a cluster, or find it running; return when it is ready.
+
+    Args:
+        settings_given: only what was asked for explicitly: a running or stopped cluster keeps the rest as it is. A
+            stopped one may get new values of `layout.CHANGEABLE`.
+        progress: see `Cluster.wait_healthy`; also called with "started" or "found" first.
+    Returns:
+        The cluster, and what `up --json` prints. Nodes that were killed, stopped or paused run again.
+    Raises: Conflict (other settings), Timeout or Degraded (it is left running, to be looked at), InvalidInput.
+    """
+    system.require_linux()
+    began = time.monotonic()
+    directory = config.cluster_directory(name)
+    try:
+        spec = load_spec(directory)
+        created = False
+    except NotRunning:
+        spec = _create_or_find(name, settings_given)
+        created = not spec.created
+    control = Control(directory)
+    found = control.running()
+    if found:
+        different = layout.differences(spec.settings, settings_given)
+        if different:
+            layout.refuse_differences(spec, different, running=True)
+        control.ensure().close()
+    else:
+        spec = layout.prepare_start(spec, settings_given)
+        found = not control.start()
+    if progress is not None:
+        progress("found" if found else "started", {"created": created})
+    cluster = Cluster(directory)
+    if found:
+        cluster.resume("all")
+        cluster.start("all")
+    status = cluster.wait_healthy(wait_s, progress)
+    return cluster, up_report(status, seconds=time.monotonic() - began, found=found, created=created)
+
+
+def up_report(status: dict[str, Any], *, seconds: float, found: bool, created: bool) -> dict[str, Any]:
+    """What `up --json` prints."""
+    kept = (
+        "cluster",
+        "leader",
+        "term",
+        "nodes",
+        "workers",
+        "routers",
+        "engine",
+        "durability",
+        "transport",
+        "directory",
+    )
+    return {
+        "format": report.FORMAT,
+        "ready": True,
+        "seconds": round(seconds, 3),
+        "already_running": found,
+        "created": created,
+        **{key: status[key] for key in kept},
+    }
+
+
+def _create_or_find(name: str, settings_given: Mapping[str, Any]) -> ClusterSpec:
+    """A new cluster, or the one that another command has created at this very moment."""
+    try:
+        return create(name, make_settings(**settings_given))
+    except Conflict:
+        if (config.cluster_directory(name) / "cluster.json").exists():
+            return load_spec(config.cluster_directory(name))
+        raise
+
+
+def down(name: str, timeout: float = 10.0, *, purge: bool = False) -> bool:
+    """Stop a cluster by name; an absent one is fine. Returns: whether anything ran."""
+    directory = config.cluster_directory(name)
+    try:
+        return Cluster(directory).down(timeout, purge=purge)
+    except NotRunning:
+        return False
+    except InvalidInput:
+        if not purge or not (directory / "cluster.json").exists():
+            raise
+        for identity in system.read_run_files(
+            directory
+        ).values():  # its description is damaged: end it by its run files
+            found = system.Process.adopt(identity)
+            if found is not None:
+                system.kill_pid(found.pid)
+                found.exited(5)
+                found.close()
+        system.remove_tree(directory)
+        return True
+
+
+def clusters() -> list[dict[str, Any]]:
+    """All clusters under the home directory, running or stopped; quick: nobody is asked."""
+    found = []
+    for spec in layout.specs():
+        control = Control(spec.directory)
+        alive = control.processes()
+        nodes_up = sum(n.name in alive for n in spec.nodes)
+        found.append(
+            {
+                "cluster": spec.name,
+                "state": "running" if control.running() else "stopped",
+                "nodes": len(spec.nodes),
+                "nodes_up": nodes_up,
+                "workers": sum(i.kind == "worker" for i in alive.values()),
+                "engine": spec.settings.engine,
+                "durability": spec.settings.durability,
+                "transport": spec.settings.transport,
+                "directory": spec.directory,
+                "disk_bytes": report.directory_bytes(os.path.join(spec.directory, "data")),
+            }
+        )
+    return found
+
+
+__all__ = ["Cluster", "Node", "Nodes", "ProcessHandle", "clusters", "create", "down", "up"]

@@ -1,0 +1,233 @@
+"""The status of a cluster as one dictionary: what `status --json` prints and other programs rely on.
+
+Pure but for reading a process's CPU time, memory and disk use: everything asked of other processes is handed in.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from zcluster.config import ClusterSpec
+from zcluster.launch import process as system
+
+FORMAT: Final = 1
+HEALTHY: Final = "healthy"
+DEGRADED: Final = "degraded"
+NO_QUORUM: Final = "no_quorum"
+STOPPED: Final = "stopped"
+
+Map = dict[str, Any]
+
+
+def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Map]) -> Map:
+    """Args:
+    supervisor: its answer to `status`; None: nothing runs.
+    answers: what replicas and the router said of themselves, by process name; absent: silent.
+    """
+    processes = {p["name"]: p for p in supervisor["processes"]} if supervisor is not None else {}
+    seen = _seen(spec, answers)
+    nodes = [describe_node(spec, n.name, processes, answers.get(n.name), seen.get(n.name)) for n in spec.nodes]
+    leader, term = find_leader(spec, answers)
+    commit_index = next((n["commit_index"] for n in nodes if n["name"] == leader), None)
+    for node in nodes:
+        applied = node["last_applied"]
+        lags = commit_index is not None and applied is not None
+        node["lag"] = max(0, commit_index - applied) if lags else None
+    router = answers.get("router") or {}
+    registered = {w["name"] for w in router.get("workers", ())}
+    workers = [
+        {**_process(p), "node": p["node"], "registered": p["name"] in registered}
+        for p in processes.values()
+        if p["kind"] == "worker" and p["state"] == "up"
+    ]
+    routers = [_process(p) for p in processes.values() if p["kind"] == "router" and p["state"] == "up"]
+    report: Map = {
+        "format": FORMAT,
+        "cluster": spec.name,
+        "cluster_id": spec.cluster_id,
+        "state": STOPPED,
+        "engine": spec.settings.engine,
+        "durability": spec.settings.durability,
+        "transport": spec.settings.transport,
+        "balance": spec.settings.balance,
+        "leader": leader,
+        "term": max([term, *(a.get("term", 0) for a in answers.values())]),
+        "quorum": sum(n["responsive"] for n in nodes) > len(nodes) // 2,
+        "nodes": nodes,
+        "routers": routers,
+        "workers": workers,
+        "workers_expected": len(spec.nodes) * spec.settings.workers,
+        "queued": router.get("queued", 0),
+        "tasks_per_s": router.get("tasks_per_s", 0.0),
+        "router": router or None,
+        "supervisor": {"pid": supervisor["pid"], "version": supervisor["version"]} if supervisor else None,
+        "directory": spec.directory,
+        "ephemeral": spec.ephemeral,
+    }
+    if supervisor is not None:
+        report["state"] = judge(report)
+    report["problems"], report["fix"] = explain(report)
+    return report
+
+
+def describe_node(
+    spec: ClusterSpec, name: str, processes: Mapping[str, Map], answer: Map | None, last: Map | None
+) -> Map:
+    """One row. Of a silent node, the numbers are those last seen (`stale`), or None."""
+    process = processes.get(name, {})
+    up = process.get("state") == "up"
+    known = answer or last or {}
+    if answer is not None:
+        role = answer.get("role", "unknown")
+    elif not up:
+        role = "failed" if process.get("failure") else "down"
+    else:
+        role = "paused" if process["paused"] else "silent"
+    node = {
+        **(answer or {}),
+        "name": name,
+        "replica_id": spec.replica_id(name),
+        "role": role,
+        "pid": None,
+        "state": "up" if up else "down",
+        "paused": False,
+        "responsive": answer is not None,
+        "stale": answer is None and last is not None,
+        "term": known.get("term"),
+        "commit_index": known.get("commit_index"),
+        "last_applied": known.get("last_applied"),
+        "checkpoint_index": known.get("checkpoint_index"),
+        "disk_bytes": (answer or {}).get("disk_bytes") or directory_bytes(str(spec.data_directory(name))),
+        "restarts": process.get("restarts", 0),
+        "failure": process.get("failure"),
+    }
+    if up:
+        node |= _process(process)
+    else:
+        reason, since_ms = process.get("down_reason"), process.get("down_since_ms")
+        if reason is None:
+            reason, since_ms = process.get("exit"), process.get("exit_ms")
+        node["down_reason"] = reason
+        node["down_seconds"] = round(time.time() - since_ms / 1000, 1) if since_ms else None
+        node["down_text"] = f"{reason} {ago(node['down_seconds'])} ago" if reason and since_ms else reason
+    return node
+
+
+def _process(process: Map) -> Map:
+    """What the system knows of a living process. `cpu_percent` is the mean since its start."""
+    stat = system.read_stat(process["pid"])
+    age = max(0.01, stat.age_seconds) if stat is not None else 0.01
+    return {
+        "name": process["name"],
+        "pid": process["pid"],
+        "state": "up",
+        "paused": process["paused"],
+        "restarts": process["restarts"],
+        "uptime_seconds": round(age, 1),
+        "cpu_seconds": round(stat.cpu_seconds, 2) if stat is not None else 0.0,
+        "cpu_percent": round(100 * stat.cpu_seconds / age, 1) if stat is not None else 0.0,
+        "rss_bytes": stat.rss_bytes if stat is not None else 0,
+    }
+
+
+def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | None, int]:
+    """(name of the node that leads in the highest term anybody has a leader for, that term).
+
+    None when that leader is not among those that answer: it is dead, paused, or has not noticed yet.
+    """
+    claims = [(a["term"], a["leader"]) for n, a in answers.items() if n != "router" and a.get("leader")]
+    if not claims:
+        return None, 0
+    term, replica_id = max(claims)
+    name = spec.node_name(replica_id)
+    itself = answers.get(name) if name is not None else None
+    leads = itself is not None and itself.get("role") == "leader" and itself["term"] == term
+    return (name if leads else None), term
+
+
+def judge(report: Map) -> str:
+    """healthy: every node answers, a leader, the router, all workers registered. no_quorum: no majority answers."""
+    if not report["quorum"]:
+        return NO_QUORUM
+    nodes_up = all(n["responsive"] for n in report["nodes"])
+    registered = sum(w["registered"] for w in report["workers"])
+    complete = report["router"] is not None and registered == report["workers_expected"]
+    return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
+
+
+def explain(report: Map) -> tuple[list[str], list[str]]:
+    """What is wrong, in words, and the commands that help."""
+    command = "zcluster" if report["cluster"] == "default" else f"zcluster -c {report['cluster']}"
+    if report["state"] == STOPPED:
+        return ["stopped"], [f"{command} up"]
+    problems, down, paused = [], [], []
+    for node in report["nodes"]:
+        if node["state"] == "down":
+            down.append(node["name"])
+            problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
+        elif node["paused"]:
+            paused.append(node["name"])
+            problems.append(f"{node['name']} is paused")
+        elif not node["responsive"]:
+            problems.append(f"{node['name']} does not answer")
+    if not report["leader"]:
+        problems.append("no leader")
+    if report["router"] is None:
+        problems.append("the router does not answer")
+    missing = report["workers_expected"] - sum(w["registered"] for w in report["workers"])
+    if missing > 0:
+        problems.append(f"{missing} of {report['workers_expected']} workers are not there")
+    fixes = [f"{command} start {' '.join(down)}"] if down else []
+    fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
+    return problems, fixes
+
+
+def ago(seconds: float) -> str:
+    """12s, 3m, 5h, 2d.
+
+    >>> ago(12.4), ago(200), ago(7300), ago(200000)
+    ('12s', '3m', '2h', '2d')
+    """
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def directory_bytes(path: str) -> int:
+    """Bytes that a directory takes on disk (allocated blocks), files below it included."""
+    total = 0
+    try:
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                total += directory_bytes(entry.path)
+            else:
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError:
+        return total
+    return total
+
+
+_KEPT: Final = ("term", "commit_index", "last_applied", "checkpoint_index")
+
+
+def _seen(spec: ClusterSpec, answers: Mapping[str, Map]) -> dict[str, Map]:
+    """The numbers last seen of each node, this time's included; kept in a file for the next time."""
+    path = spec.path / "run" / "seen"
+    try:
+        seen = msgspec.json.decode(path.read_bytes(), type=dict[str, Map])
+    except (OSError, msgspec.MsgspecError):
+        seen = {}
+    fresh = {n: {k: a.get(k) for k in _KEPT} for n, a in answers.items() if n != "router"}
+    if fresh:
+        seen |= fresh
+        try:
+            system.write_file(path, msgspec.json.encode(seen))
+        except OSError:
+            pass  # going down, or a full disk: only the numbers of dead nodes are lost
+    return seen

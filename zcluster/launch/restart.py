@@ -1,0 +1,40 @@
+"""When a dead child starts again. Pure: times are handed in.
+
+a death that was asked for     a node stays down until `start`; a worker or the router starts at once
+exit 74 / 78 of a replica      its disk failed / its data are refused: it stays down; `start` tries again
+anything else                  the first one at once; deaths soon after a start wait longer and longer, up to a cap
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_DISK_FAILED: Final = 74
+EXIT_DATA_REFUSED: Final = 78
+
+QUICK_DEATH_MS: Final = 5_000
+"""Dying sooner than this after the start counts towards the back-off; living longer clears it."""
+DELAY_MS_FIRST: Final = 50
+DELAY_MS_MAX: Final = {"replica": 3_000, "worker": 1_000, "router": 1_000}
+
+
+def delay_ms(kind: str, quick_deaths: int) -> int:
+    """Pause before the next start.
+
+    >>> [delay_ms("worker", n) for n in range(8)]
+    [0, 50, 100, 200, 400, 800, 1000, 1000]
+    """
+    if quick_deaths == 0:
+        return 0
+    return min(DELAY_MS_MAX[kind], DELAY_MS_FIRST << min(quick_deaths - 1, 16))
+
+
+def gives_up(kind: str, code: int | None, error_text: str | None) -> bool:
+    """Is this the death of a replica that must not be started again by itself?
+
+    Args:
+        code: exit code, None when unknown (an adopted process): then a reason it left in its error file decides.
+    """
+    if kind != "replica":
+        return False
+    return code in (EXIT_DISK_FAILED, EXIT_DATA_REFUSED) or (code is None and error_text is not None)

@@ -1,0 +1,54 @@
+"""`identity.json`: whose data a directory holds. Written once, atomically, as the last step of a creation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from zcluster.errors import Corrupt, FormatTooNew, WrongCluster
+from zcluster.storage.disk import Disk
+from zcluster.types import Identity
+
+STORE_FORMAT: Final = 1
+IDENTITY: Final = "identity.json"
+IDENTITY_TEMPORARY: Final = IDENTITY + ".tmp"
+
+
+def check_identity(found: Identity, expected: Identity, directory: Path) -> None:
+    """Raises: WrongCluster, FormatTooNew."""
+    if found.format > STORE_FORMAT:
+        raise FormatTooNew(
+            f"{directory}: data format {found.format}, but this zcluster knows only up to {STORE_FORMAT}; "
+            "start it with the version that wrote it"
+        )
+    for name in ("cluster_id", "replica_id", "engine"):
+        theirs, ours = getattr(found, name), getattr(expected, name)
+        if theirs != ours:
+            raise WrongCluster(f"{directory}: belongs to {name.replace('_', ' ')} {theirs}, this is {ours}")
+
+
+def read_identity(disk: Disk, directory: Path) -> Identity:
+    """Raises: Corrupt, OSError."""
+    path = directory / IDENTITY
+    try:
+        return msgspec.json.decode(disk.read(path), type=Identity)
+    except msgspec.DecodeError as error:
+        raise Corrupt(path, 0, f"unreadable: {error}") from error
+
+
+def write_identity(disk: Disk, directory: Path, identity: Identity) -> None:
+    """Temporary file, sync, rename, sync of the directory."""
+    path = directory / IDENTITY
+    temporary = directory / IDENTITY_TEMPORARY
+    data = msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
+    handle = disk.open(temporary, create=True)
+    try:
+        disk.truncate(handle, 0)
+        disk.pwritev(handle, [data], 0)
+        disk.fdatasync(handle)
+    finally:
+        disk.close(handle)
+    disk.rename(temporary, path)
+    disk.fsync_directory(directory)
