@@ -52,7 +52,7 @@ def makes_sense(kind: int, content: Any, flight: Flight) -> bool:
         if type(content) is dict:
             return type(content.get("code")) is int
         if flight.cargo is None:
-            return bool(content == [True])
+            return type(content) is list and len(content) == 1 and type(content[0]) is int
         return type(content) is list and len(content) == len(flight.cargo.ops)
     if kind == wire.NOT_LEADER:
         return is_leadership(content)

@@ -18,6 +18,7 @@ GONE: Final = object()
 """Takes the place of a token whose caller was already told."""
 
 Op = list[Any] | tuple[Any, ...]
+Ops = list[Op]
 
 
 class Cargo:

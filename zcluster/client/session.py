@@ -68,7 +68,7 @@ class ClientSession:
     Args:
         replicas: ids of the nodes that can be sent to.
         cluster_id: sent with HELLO.
-        new_session: gives a fresh random number from 1 to 2**63 - 1.
+        new_nonce: gives a fresh random number from 1 to 2**63 - 1; a session is registered by it.
         frames_in_flight: writes, and reads of one consistency, under way at a time. Fewer make bigger frames.
         frame_ops, frame_bytes: bounds of a frame; a single larger operation or program still goes, alone.
 
@@ -83,7 +83,7 @@ class ClientSession:
         self,
         replicas: Iterable[ReplicaId],
         cluster_id: str,
-        new_session: Callable[[], int],
+        new_nonce: Callable[[], int],
         *,
         frames_in_flight: int = 4,
         frame_ops: int = 1_000,
@@ -96,14 +96,14 @@ class ClientSession:
         self.strangers: set[ReplicaId] = set()
         self._replicas = list(dict.fromkeys(replicas))
         self._hello = _encode((wire.PROTOCOL, cluster_id))
-        self._new_session = new_session
+        self._new_nonce = new_nonce
         self._frames_in_flight = frames_in_flight
         self._frame_ops = frame_ops
         self._frame_bytes = frame_bytes
         self._request = 0
         self._attempts: dict[int, Flight] = {}  # request number -> flight; for attempts without an answer
-        self._session = new_session()
-        self._registered = False
+        self._nonce = new_nonce()
+        self._session = 0  # 0: not registered
         self._registration: Flight | None = None
         self._next_id = 1
         self._writes = OpQueue()
@@ -111,7 +111,7 @@ class ClientSession:
         self._reads: dict[tuple[int, int], OpQueue] = {}
         self._read_flights: dict[tuple[int, int], list[Flight]] = {}
         self._hold_until: Nanoseconds = 0  # no new write frames before
-        self._favourite = self._session % max(1, len(self._replicas))  # where reads go that any node may answer
+        self._favourite = self._nonce % max(1, len(self._replicas))  # where reads go that any node may answer
         self._probe_at: Nanoseconds = 0
         self._probe_pause: Nanoseconds = PROBE_NS
         self._next_deadline: Nanoseconds = 0
@@ -181,7 +181,7 @@ class ClientSession:
         if not self._probe_at:
             self._maybe_probe(now)
         if len(self._writes):
-            if not self._registered:
+            if not self._session:
                 self._register(now)
             elif now >= self._hold_until:
                 self._launch_writes(now)
@@ -198,7 +198,7 @@ class ClientSession:
             first = min(first, flight.retry_at)
             if flight.cargo is not None:
                 first = min(first, flight.cargo.first_deadline)
-        if len(self._writes) and self._registered and len(self._write_flights) < self._frames_in_flight:
+        if len(self._writes) and self._session and len(self._write_flights) < self._frames_in_flight:
             first = min(first, self._hold_until or NEVER)
         if self.leader == NO_REPLICA and self._waits_for_leader():
             first = min(first, self._probe_at)
@@ -252,9 +252,8 @@ class ClientSession:
     # -- frames -------------------------------------------------------------------------------------------------------
     def _register(self, now: Nanoseconds) -> None:
         if self._registration is None:
-            body = _encode((self._session, 0, 0, ((wire.OP_REGISTER,),)))
+            body = _encode((self._nonce, 0, 0, ((wire.OP_REGISTER,),)))
             self._registration = Flight(wire.WRITE, body, None, to_leader=True)
-            self._registration.session = self._session
             self._dispatch(self._registration, now)
 
     def _launch_writes(self, now: Nanoseconds) -> None:
@@ -446,7 +445,8 @@ class ClientSession:
         if type(content) is dict:
             self._take_refusal(flight, content["code"], str(content.get("text", "")), now)
         elif cargo is None:
-            self._registered = flight.session == self._session
+            self._session = content[0]
+            self._next_id = 1
             self._drop(flight)
         else:
             self._drop(flight)
@@ -479,9 +479,8 @@ class ClientSession:
             self._fail(flight, make_error(code, text))
         elif code == wire.E_UNKNOWN_SESSION:
             if flight.session == self._session:
-                self._session = self._new_session()
-                self._registered = False
-                self._next_id = 1
+                self._session = 0
+                self._nonce = self._new_nonce()
             self._requeue_or_fail(flight, Unknown(LOST_SESSION))
         elif code in (wire.E_WINDOW, wire.E_FULL):
             self._complaint = text
@@ -507,20 +506,21 @@ class ClientSession:
         self._drop(flight)
         tokens = self._writes.clear() if flight.cargo is None else flight.cargo.waiting()
         for token in tokens:
-            self._finish(token, error)
+            self._finish(token, type(error)(*error.args))  # one for each: tracebacks grow where errors are raised
 
     def close(self) -> None:
         """End: those who wait are told. Nothing is sent or received any more."""
         if self._closed:
             return
         self._closed = True
-        closed = Closed("the client was closed before the operation was done")
+        text = "the client was closed before the operation was done"
         for flight in self._flights():
             for token in flight.cargo.waiting() if flight.cargo is not None else ():
-                self._finish(token, closed if flight.kind == wire.READ or flight.certain else Unknown(UNKNOWN))
+                harmless = flight.kind == wire.READ or flight.certain
+                self._finish(token, Closed(text) if harmless else Unknown(UNKNOWN))
         for queue in (self._writes, *self._reads.values()):
             for token in queue.clear():
-                self._finish(token, closed)
+                self._finish(token, Closed(text))
         self._attempts.clear()
         self._write_flights, self._read_flights, self._registration = [], {}, None
         self.sends = []

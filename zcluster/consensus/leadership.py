@@ -177,22 +177,21 @@ class Leadership:
             progress.become_snapshot(snapshot.index, now)
 
     def handle_append_reply(self, progress: Progress, message: AppendReply, now: Nanoseconds) -> bool:
-        """Returns whether match_index moved."""
+        """Returns whether the peer may add more to a majority than before."""
         last_index = self._log.last_index
+        repaired = progress.note_repair(message.repair, last_index)
         if not message.success:
-            progress.note_repair(message.repair, last_index)
             if not progress.rejection_is_stale(message.prev_index):
                 index, _ = self._log.last_at_or_below(message.conflict_index, message.conflict_term)
                 progress.become_probe(min(index, message.prev_index - 1) + 1, now)
                 self.replication_due = True
-            return False
+            return repaired
         if message.match_index > last_index:
-            return False  # nonsense
-        progress.note_repair(message.repair, last_index)
+            return repaired  # nonsense
         moved = progress.accepted(message.match_index, now)
         if progress.next_index <= last_index:
             self.replication_due = True
-        return moved
+        return moved or repaired
 
     def handle_snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
         progress = self.progress.get(replica)
@@ -244,11 +243,12 @@ class Leadership:
 
     def handle_heartbeat_reply(
         self, box: Box, sender: ReplicaId, message: HeartbeatReply, commit_index: Index, now: Nanoseconds
-    ) -> None:
+    ) -> bool:
+        """Returns whether the peer may add more to a majority than before."""
         progress = self.progress[sender]
         if message.round > self.rounds.latest:
-            return  # nonsense
-        progress.note_repair(message.repair, self._log.last_index)
+            return False  # nonsense
+        repaired = progress.note_repair(message.repair, self._log.last_index)
         progress.acked_round = max(progress.acked_round, message.round)
         silent = now - progress.sent_at
         if progress.state == PROBE:
@@ -260,9 +260,13 @@ class Leadership:
             # something before it was lost.
             prev_index = progress.next_index - 1
             prev_term = self._log.term(prev_index)
+            progress.sent_at = now
             if prev_term is not None:
                 box.append((sender, AppendRequest(self.term, prev_index, prev_term, commit_index)))
-                progress.sent_at = now
+            else:  # forgotten meanwhile: only a checkpoint can help
+                progress.become_probe(progress.match_index + 1, now)
+                self.replication_due = True
+        return repaired
 
     def notice_due(self, commit_index: Index) -> bool:
         """Whether a follower that keeps up has not been told of `commit_index`."""

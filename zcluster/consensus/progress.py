@@ -125,14 +125,16 @@ class Progress:
             return True
         return self.state == PROBE and prev_index != self.next_index - 1
 
-    def note_repair(self, repair: bool, last_index: Index) -> None:
-        """What a reply says about the peer's damage; it cannot fall back within one incarnation."""
+    def note_repair(self, repair: bool, last_index: Index) -> bool:
+        """What a reply says about the peer's damage; it cannot fall back within one incarnation. Whether it ended."""
         if not repair:
-            self.repair, self.repair_done = False, True
-        elif not self.repair_done:
+            ended, self.repair, self.repair_done = self.repair, False, True
+            return ended
+        if not self.repair_done:
             self.repair = True
             if self.repair_target is None:
                 self.repair_target = last_index
+        return False
 
     @property
     def counted_index(self) -> Index:

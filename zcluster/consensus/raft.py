@@ -387,7 +387,7 @@ class Raft:
     def _campaign(self) -> None:
         """The election deadline has passed: ask for pre-votes (thesis §9.6)."""
         if not self._may_stand() or self.repair:
-            self.election_at = self.now + self.patience.timeout() if self._may_stand() else NEVER
+            self.election_at = NEVER
             return
         if self.promise.binds(self.now):
             self.election_at = self.promise.until + self._by_rank()
@@ -396,9 +396,9 @@ class Raft:
         self.leader = NO_REPLICA
         self.patience.attempts += 1
         self.election_at = self.now + self.patience.retry(pre_vote=True)
-        log = self.log
-        request = PreVoteRequest(self.term + 1, log.last_index, log.last_term, self.promise.certificate())
         self.votes = {}
+        certificate = self.promise.certificate()
+        request = PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term, certificate)
         self._broadcast(self._outbox.messages, request)
         self._count_vote(self.id, True)
 
@@ -412,11 +412,9 @@ class Raft:
         self.votes = {}
         self.patience.attempts = max(self.patience.attempts, 1)
         self.election_at = self.now + self.patience.retry(pre_vote=False)
-        log = self.log
         certificate = self.promise.certificate()
-        self._broadcast(
-            self._outbox.after_persist, VoteRequest(self.term, log.last_index, log.last_term, certificate, transfer)
-        )
+        request = VoteRequest(self.term, self.log.last_index, self.log.last_term, certificate, transfer)
+        self._broadcast(self._outbox.after_persist, request)
 
     def _count_vote(self, voter: ReplicaId, granted: bool) -> None:
         """Each voter counts once; the first answer stands."""
@@ -462,8 +460,7 @@ class Raft:
         incarnation = self.incarnations[sender]
         if term > self.term or self.leader == NO_REPLICA:
             self._become_follower(term)
-            self.leader = sender
-            self.leader_incarnation = incarnation
+            self.leader, self.leader_incarnation = sender, incarnation
             self.all_voters = False
             self.patience.settle()
             self.election_at = NEVER
@@ -593,8 +590,7 @@ class Raft:
             self.repair = False
             self._outbox.left_repair = True
             self.writes.repaired()
-        # The promise lives in memory; only a term must not be spoken of before it is on disk. So a follower whose
-        # disk stalls still answers.
+        # Only the term must be on disk first, the promise lives in memory: with a stalled disk it still answers.
         durable = self.writes.durable_hard_state.term == self.term
         box = self._outbox.messages if durable else self._outbox.after_persist
         box.append((sender, HeartbeatReply(self.term, message.round, self.repair)))
@@ -638,16 +634,18 @@ class Raft:
         leadership = self._answered(sender, message.term)
         if leadership is None:
             return
-        moved = leadership.handle_append_reply(leadership.progress[sender], message, self.now)
-        if moved and message.match_index > self.commit_index:
-            self._maybe_commit(leadership)
-        if moved and sender == leadership.transfer_to:
-            leadership.maybe_finish_transfer(self._outbox.messages)
+        if leadership.handle_append_reply(leadership.progress[sender], message, self.now):
+            if message.match_index > self.commit_index:
+                self._maybe_commit(leadership)
+            if sender == leadership.transfer_to:
+                leadership.maybe_finish_transfer(self._outbox.messages)
 
     def _handle_heartbeat_reply(self, sender: ReplicaId, message: HeartbeatReply) -> None:
         leadership = self._answered(sender, message.term)
         if leadership is not None:
-            leadership.handle_heartbeat_reply(self._outbox.messages, sender, message, self.commit_index, self.now)
+            box = self._outbox.messages
+            if leadership.handle_heartbeat_reply(box, sender, message, self.commit_index, self.now):
+                self._maybe_commit(leadership)
             self._take_confirmed(leadership)
 
     def _open_round(self, leadership: Leadership) -> None:
@@ -660,16 +658,15 @@ class Raft:
         if confirmed is not None and confirmed.commit_index:
             self.quorum_time, self.quorum_commit = confirmed.sent_at, confirmed.commit_index
 
-    def _maybe_commit(self, leadership: Leadership) -> bool:
+    def _maybe_commit(self, leadership: Leadership) -> None:
         """By count only entries of the current term (§5.4.2); earlier ones commit with them."""
         index = leadership.majority_index()
         if index <= self.commit_index or self.log.term(index) != self.term:
-            return False
+            return
         self.commit_index = index
         leadership.committed(self.now)
         if self.membership.current.index <= index and not self._may_stand():
             self._retire(leadership)
-        return True
 
     def _retire(self, leadership: Leadership) -> None:
         """The configuration without this replica is committed: tell the others and go (thesis §4.2.2)."""

@@ -91,8 +91,8 @@ def collect_supervisors() -> None:
 
 def typed_error(name: str, text: str) -> Error:
     """The error that the supervisor reported by class name."""
-    kind = getattr(errors, name, Error)
-    if isinstance(kind, type) and issubclass(kind, Error) and kind.__init__ is Error.__init__:
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, Error) and kind not in (errors.NotLeader, errors.Corrupt):
         return kind(text)
     return Error(f"{name}: {text}")
 

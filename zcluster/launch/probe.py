@@ -65,6 +65,14 @@ class Connections:
             self._sockets[name] = socket
             self._poller.register(socket, zmq.POLLIN | zmq.POLLOUT)
 
+    def interest(self) -> list[tuple[zmq.Socket[bytes], int]]:
+        """For a loop that polls itself: our sockets, and what each waits for. Then `pump(0)`."""
+        now = time.monotonic()
+        return [(s, zmq.POLLIN | (zmq.POLLOUT if self._due(n) <= now else 0)) for n, s in self._sockets.items()]
+
+    def _due(self, name: str) -> float:
+        return self._greeted.get(name, 0.0) + (ROUTER_AGAIN_S if name == ROUTER else HELLO_AGAIN_S)
+
     def pump(self, timeout_s: float) -> bool:
         """Greet who is due, take in what has come; wait at most `timeout_s` for it. Returns: whether anything came."""
         names = {socket: name for name, socket in self._sockets.items()}
@@ -73,7 +81,7 @@ class Connections:
             now = time.monotonic()
             due = min(now + 1, give_up)
             for name, socket in self._sockets.items():
-                again = self._greeted.get(name, 0.0) + (ROUTER_AGAIN_S if name == ROUTER else HELLO_AGAIN_S)
+                again = self._due(name)
                 self._poller.modify(socket, zmq.POLLIN | (zmq.POLLOUT if again <= now else 0))
                 due = min(due, again) if again > now else due
             came = False

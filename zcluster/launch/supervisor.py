@@ -69,7 +69,6 @@ class Supervisor:
         self._log_sizes: dict[str, int] = {}
         self._creation: Any = None  # probe.Connections, until every replica has been seen up once
         self._creation_check = 0
-        self._creation_pause_ms = 10
         self._signals, self._signal_write = os.pipe()
         self._events = open(spec.path / "logs" / "events.jsonl", "ab", buffering=0)  # noqa: SIM115 closed at exit
         self.socket: zmq.Socket[bytes] | None = None
@@ -158,6 +157,9 @@ class Supervisor:
             for child in self.fleet.living():
                 assert child.process is not None
                 poller.register(child.process.pidfd, zmq.POLLIN)
+            if self._creation is not None:
+                for socket, events in self._creation.interest():
+                    poller.register(socket, events)
             ready = dict(poller.poll(self._timeout_ms()))
             self.turn(ready)
 
@@ -200,7 +202,8 @@ class Supervisor:
         now = time.monotonic_ns()
         for child in self.fleet.living():
             if child.process is not None and child.process.exited():
-                self.note(f"died: {self.fleet.collect(child, now)}", child)
+                pid = child.process.pid
+                self.note(f"died: {self.fleet.collect(child, now)}", child, pid)
 
     def start_due(self) -> None:
         now = time.monotonic_ns()
@@ -215,18 +218,16 @@ class Supervisor:
 
     def check_creation(self, now: int) -> None:
         """Once every replica has answered, its store exists: from then on a missing one is an error."""
-        if self._creation is None or now < self._creation_check:
+        if self._creation is None:
             return
         self._creation.pump(0.0)
+        self._creation_check = now + SECOND  # one that was restarted meanwhile does not know us: greet it again
         if len(self._creation.announced) == len(self.spec.nodes):
             self.spec = msgspec.structs.replace(load_spec(self.spec.directory), created=True)
             save_spec(self.spec)
             self.fleet.spec = self.spec
             self._creation.close()
             self._creation = None
-            return
-        self._creation_pause_ms = min(1000, self._creation_pause_ms * 5 // 4)
-        self._creation_check = now + self._creation_pause_ms * MS
 
     def check_logs(self, now: int) -> None:
         busy = False
@@ -414,11 +415,11 @@ class Supervisor:
     }
 
     # -- the event log ------------------------------------------------------------------------------------------------
-    def note(self, event: str, child: Child | None) -> None:
+    def note(self, event: str, child: Child | None, pid: int | None = None) -> None:
         """One line of logs/events.jsonl. A full disk must not stop the supervisor."""
         line: dict[str, Any] = {"time_ms": time.time_ns() // MS, "event": event}
         if child is not None:
-            line |= {"process": child.name, "pid": child.process.pid if child.process is not None else None}
+            line |= {"process": child.name, "pid": child.process.pid if child.process is not None else pid}
         with suppress(OSError):
             self._events.write(msgspec.json.encode(line) + b"\n")
 

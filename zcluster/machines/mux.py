@@ -11,9 +11,9 @@ A snapshot is a stream of chunks. Each chunk is
 
     [ CRC-32 of the rest, 4 bytes little endian ][ MessagePack: [sequence number, kind, content] ]
 
-    kind 0  header    [schema, applied index, log time in ms, revision]     always first, readable by every version
+    kind 0  header    [schema, index, log time in ms, revision, registrations]    always first, readable by all versions
     kind 1  pairs     [key, value, key, value, ...]
-    kind 2  sessions  [[session, last use in ms, floor, [id, result, ...]], ...]    least recently used first
+    kind 2  sessions  [[session, nonce, last use in ms, floor, [id, result, ...]], ...]    least recently used first
     kind 3  end       [number of pairs, number of sessions]                 always last
 """
 
@@ -59,6 +59,7 @@ class _Header(msgspec.Struct, frozen=True, array_like=True):
     index: _Natural
     now_ms: _Natural
     revision: _Natural
+    registrations: _Natural
 
 
 _decode_frame = msgspec.msgpack.Decoder(_Frame).decode
@@ -69,7 +70,6 @@ _MALFORMED: Final = refusal(
 )
 _TOO_LONG: Final = refusal(E_BAD_REQUEST, f"a frame has at most {FRAME_BYTES_MAX} bytes")
 _BAD_REGISTRATION: Final = refusal(E_BAD_REQUEST, "id 0 is for registering the session, and nothing else")
-_REGISTERED: Final = encode([True])
 
 
 class ClusterMachine:
@@ -102,8 +102,7 @@ class ClusterMachine:
         if frame_id == 0:
             if ops != [[OP_REGISTER]]:
                 return _BAD_REGISTRATION
-            self.sessions.register(frame.session)
-            return _REGISTERED
+            return encode([self.sessions.register(frame.session)])
         verdict = self.sessions.admit(frame.session, frame_id, frame.floor)
         if type(verdict) is bytes:
             return verdict
@@ -126,18 +125,18 @@ class ClusterMachine:
     def state_hash(self) -> str:
         """See Machine.state_hash. Covers keys, values, revision, log time and the sessions with their order."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(encode((SCHEMA, self.kv.revision, self.sessions.now_ms)))
+        digest.update(encode((SCHEMA, self.kv.revision, self.sessions.now_ms, self.sessions.registrations)))
         for pair in self.kv.items():
             digest.update(encode(pair))
         for session_id, session in self.sessions.items():
             results = sorted(session.results.items())
-            digest.update(encode((session_id, session.last_ms, session.floor, results)))
+            digest.update(encode((session_id, session.nonce, session.last_ms, session.floor, results)))
         return digest.hexdigest()
 
     # -- snapshots ----------------------------------------------------------------------------------------------------
     def capture(self) -> MachineSnapshot:
         """See Machine.capture."""
-        header = [SCHEMA, self.index, self.sessions.now_ms, self.kv.revision]
+        header = [SCHEMA, self.index, self.sessions.now_ms, self.kv.revision, self.sessions.registrations]
         return MachineSnapshot(header, self.kv.capture(), self.sessions.capture())
 
     def maintain(self) -> bool:
@@ -172,6 +171,7 @@ class ClusterMachine:
         if not ended:
             raise ValueError("snapshot is damaged: its end is missing")
         sessions.now_ms = header.now_ms
+        sessions.registrations = header.registrations
         self.index = header.index
         self.sessions = sessions
         self.kv.replace(pairs, header.revision)
@@ -237,13 +237,14 @@ def _session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
     size_bytes = 0
     for session_id, session in sessions:
         pairs: list[Any] = []
-        rows.append((session_id, session.last_ms, session.floor, pairs))
+        rows.append((session_id, session.nonce, session.last_ms, session.floor, pairs))
         size_bytes += 32
         for frame_id, body in session.results.items():
             if size_bytes >= CHUNK_BYTES:
                 yield rows
                 pairs = []
-                rows, size_bytes = [(session_id, session.last_ms, session.floor, pairs)], 0
+                rows = [(session_id, session.nonce, session.last_ms, session.floor, pairs)]
+                size_bytes = 0
             pairs += (frame_id, body)
             size_bytes += len(body) + 10
         if size_bytes >= CHUNK_BYTES:

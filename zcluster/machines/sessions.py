@@ -11,6 +11,9 @@ floor are kept:
 
 Sessions are registered through the log. They leave through the log too: the least recently used one when the table
 (or its memory) is full, and any that was idle for an hour of *log* time. A frame of an unknown session is refused.
+The log gives each session its id, and no id twice: if clients chose them, a registration that arrives late would
+bring an evicted session back, empty, and old frames that arrive after it would be applied again. The client's own
+random number (nonce) only makes a retried registration find the session it has already made.
 
 Deterministic: order of use is the order of the log. `capture` copies one list of references; a session changed
 later is copied first (once a capture), so a frozen view never changes.
@@ -47,10 +50,11 @@ _MALFORMED: Final = refusal(E_BAD_REQUEST, "the floor lies above the id")
 class Session:
     """What one client was answered. `results`: id -> result body, for ids at or above `floor`."""
 
-    __slots__ = ("era", "floor", "last_ms", "result_bytes", "results")
+    __slots__ = ("era", "floor", "last_ms", "nonce", "result_bytes", "results")
 
-    def __init__(self, era: int, last_ms: int, floor: int = 0) -> None:
+    def __init__(self, era: int, nonce: int, last_ms: int, floor: int = 0) -> None:
         self.era = era
+        self.nonce = nonce
         self.last_ms = last_ms
         self.floor = floor
         self.result_bytes = 0
@@ -63,10 +67,12 @@ class Sessions:
     def __init__(self, sessions_max: int, table_bytes_max: int = TABLE_BYTES_MAX) -> None:
         self.sessions_max = sessions_max
         self.now_ms = 0
+        self.registrations = 0
         self._table_bytes_max = table_bytes_max
         self._table_bytes = 0
         self._era = 0
         self._table: OrderedDict[int, Session] = OrderedDict()  # least recently used first
+        self._by_nonce: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._table)
@@ -82,15 +88,20 @@ class Sessions:
         while table and next(iter(table.values())).last_ms < oldest_ms:
             self._evict()
 
-    def register(self, session_id: int) -> None:
-        """Admit a session; harmless when it is there already."""
-        session = self._table.get(session_id)
-        if session is None:
-            if len(self._table) >= self.sessions_max:
-                self._evict()
-            self._table[session_id] = Session(self._era, self.now_ms)
-        else:
-            self._touch(session_id, session)
+    def register(self, nonce: int) -> int:
+        """The id of a new session, or of the one that this nonce has made and that is still there."""
+        session_id = self._by_nonce.get(nonce)
+        if session_id is not None:
+            self._touch(session_id, self._table[session_id])
+            return session_id
+        if len(self._table) >= self.sessions_max:
+            self._evict()
+        self.registrations += 1
+        # The nonce's bits keep apart the sessions of two clusters, one of which took the other's place.
+        session_id = self.registrations << 32 | (nonce & 0xFFFFFFFF)
+        self._table[session_id] = Session(self._era, nonce, self.now_ms)
+        self._by_nonce[nonce] = session_id
+        return session_id
 
     def admit(self, session_id: int, frame_id: int, floor: int) -> Session | bytes:
         """The session to apply a frame under (then `record` its result), or the body to answer without applying."""
@@ -130,7 +141,7 @@ class Sessions:
         return session
 
     def _copy(self, session: Session) -> Session:
-        copy = Session(self._era, session.last_ms, session.floor)
+        copy = Session(self._era, session.nonce, session.last_ms, session.floor)
         copy.result_bytes = session.result_bytes
         copy.results = session.results.copy()
         return copy
@@ -138,6 +149,7 @@ class Sessions:
     def _evict(self) -> None:
         _, session = self._table.popitem(last=False)
         self._table_bytes -= session.result_bytes
+        del self._by_nonce[session.nonce]
 
     def _raise_floor(self, session: Session, floor: int) -> None:
         results = session.results
@@ -165,12 +177,14 @@ class Sessions:
         return list(self._table.items())
 
     def load(self, rows: list[list[Any]]) -> None:
-        """Take rows [session, last_ms, floor, [id, result, ...]] of a snapshot, in its order; a session whose results
-        fill more than one row is continued by the next. Raises: ValueError."""
-        for session_id, last_ms, floor, pairs in rows:
+        """Take rows [session, nonce, last_ms, floor, [id, result, ...]] of a snapshot, in its order; a session whose
+        results fill more than one row is continued by the next. Raises: ValueError."""
+        for session_id, nonce, last_ms, floor, pairs in rows:
             session = self._table.get(session_id)
             if session is None:
-                session = self._table[session_id] = Session(self._era, last_ms, floor)
+                session = self._table[session_id] = Session(self._era, nonce, last_ms, floor)
+                if self._by_nonce.setdefault(nonce, session_id) != session_id:
+                    raise ValueError(f"two sessions were made by the nonce {nonce}")
             elif next(reversed(self._table)) != session_id:
                 raise ValueError(f"session {session_id} appears twice")
             if len(pairs) % 2:

@@ -121,7 +121,11 @@ class CheckpointWriter:
         head = msgspec.msgpack.encode(Head(cluster_id, meta))
         covered = HEADER.pack(MAGIC, CHECKPOINT_FORMAT, 0, len(head), 0)[:-4]
         self._crc = zlib.crc32(head, zlib.crc32(covered))
-        self._file.append([covered, self._crc.to_bytes(4, "little"), head])
+        try:
+            self._file.append([covered, self._crc.to_bytes(4, "little"), head])
+        except StorageError:
+            self.abort()
+            raise
 
     def write(self, chunk: bytes) -> None:
         """Any size up to 128 MiB, boundaries are kept. Raises: StorageError."""

@@ -167,10 +167,12 @@ class Replay:
                 self._last = max(self._last, index)
             elif type_ == record.CUT:
                 self.cut(index)
+                entries = self.entries
             elif kind == record.MARK_START:
                 self.start = record.decode_start(path, start, body)
             elif kind == record.MARK_INSTALLED:
                 self.install(index, epoch)
+                entries = self.entries
             else:
                 self.clean = True
         return highest

@@ -104,6 +104,7 @@ class Wal:
         self._offset = position.offset
         self._filled = position.size  # the file holds bytes (zeros, old frames) up to here
         self._synced = position.offset
+        self._data_end = 0  # of the last frame written by this process that is not a seal
         self._proven = 0  # the highest `synced` in a frame header
         if self._link is None:
             self._handle = self._attempt("open", self._segments[-1].path, lambda: disk.open(self._segments[-1].path))
@@ -160,7 +161,7 @@ class Wal:
 
     def seal(self) -> None:
         """Leave proof that everything written so far is synced (if it is, and no frame says so yet)."""
-        if self._link is not None or self._synced != self._offset or self._proven == self._synced:
+        if self._link is not None or not self._synced >= self._data_end > self._proven:
             return
         if self._offset + FRAME_HEADER_BYTES <= self._filled:
             self._write_frame([], self.state)
@@ -233,6 +234,7 @@ class Wal:
         self._attempt("write", self.active_path, lambda: self.disk.pwritev(self._handle, buffers, self._offset))
         written = end - self._offset
         self._proven = self._synced
+        self._data_end = end if payload else self._data_end
         self._offset, self._filled = end, filled
         self._link = None
         self._start_pending = False
@@ -258,7 +260,7 @@ class Wal:
         self._attempt("create", path, lambda: self._create(path))
         self._next_id += 1
         self._segments.append(LiveSegment(segment_id, path))
-        self._offset = self._synced = self._proven = 0
+        self._offset = self._synced = self._proven = self._data_end = 0
         return encode_segment_header(SegmentHeader(segment_id, *link, self._highest), self._digest)
 
     def _create(self, path: Path) -> None:

@@ -25,10 +25,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any, Final
 
-import msgspec
-
 from zcluster.tasks.policy import Policy
 from zcluster.tasks.protocol import CHUNK, LOST, NO_RERUN, RESUBMITTED, Function, TaskId
+from zcluster.tasks.records import Actions, Client, Segments, Task, ToClient, ToWorker, Worker, size_bytes
 from zcluster.types import MS, NEVER, Nanoseconds
 
 PREFETCH_NS: Final = 2 * MS
@@ -40,92 +39,6 @@ GRANT_MAX: Final = 4096
 ORPHANS_MAX: Final = 10_000
 ORPHAN_BYTES_MAX: Final = 64 << 20
 KINDS_MAX: Final = 4096
-
-Segments = list[bytes] | None
-
-
-class ToWorker(msgspec.Struct):
-    """One worker's share of a turn. `tasks` as in protocol.Work; `segments`: their extra frames in order."""
-
-    worker: int
-    functions: list[Function] = []
-    forgotten: list[bytes] = []
-    tasks: list[tuple[int, int, bytes, bytes, int, int]] = []
-    segments: list[bytes] = []
-    recall: list[TaskId] = []
-
-
-class ToClient(msgspec.Struct):
-    """One client's share of a turn. `granted`: tasks it may have submitted in all since it joined."""
-
-    client: int
-    granted: int
-    results: list[tuple[int, int, bytes, int]] = []
-    segments: list[bytes] = []
-    cancelled: list[tuple[int, bool]] = []
-
-
-class Actions(msgspec.Struct):
-    """What a turn asks for."""
-
-    workers: list[ToWorker] = []
-    clients: list[ToClient] = []
-
-
-class Client:
-    """What the dispatcher knows about one client."""
-
-    __slots__ = ("cancelled", "dirty", "functions", "granted", "id", "results", "segments", "submitted", "tasks")
-
-    def __init__(self, number: int) -> None:
-        self.id = number
-        self.tasks: dict[int, Task] = {}
-        self.functions: dict[bytes, Function] = {}
-        self.granted = 0
-        self.submitted = 0
-        self.dirty = False
-        self.results: list[tuple[int, int, bytes, int]] = []
-        self.segments: list[bytes] = []
-        self.cancelled: list[tuple[int, bool]] = []
-
-
-class Task:
-    """One task that is not finished. `client` is None for one that only a worker's report has told us about."""
-
-    __slots__ = ("cancel", "client", "deaths", "digest", "expected", "flags", "number", "payload", "segments", "worker")
-
-    def __init__(
-        self, client: Client | None, number: int, digest: bytes, payload: bytes, flags: int, segments: Segments
-    ) -> None:
-        self.client = client
-        self.number = number
-        self.digest = digest
-        self.payload = payload
-        self.flags = flags
-        self.segments = segments
-        self.deaths = 0
-        self.worker: Worker | None = None
-        self.cancel = False
-        self.expected = 0
-
-
-class Worker:
-    """What the dispatcher knows about one run of a worker process."""
-
-    __slots__ = ("assigned", "dirty", "done", "heard", "key", "known", "name", "out", "recalling", "silent", "work")
-
-    def __init__(self, key: int, name: str, now: Nanoseconds) -> None:
-        self.key = key
-        self.name = name
-        self.assigned: dict[TaskId, Task] = {}
-        self.known: set[bytes] = set()
-        self.work = 0  # expected nanoseconds of `assigned`
-        self.heard = now
-        self.done = 0
-        self.silent = False
-        self.recalling = False
-        self.dirty = False
-        self.out = ToWorker(key)
 
 
 class Dispatcher:
@@ -227,7 +140,7 @@ class Dispatcher:
             worker.assigned[key] = task
             task.worker = worker
         elif orphan is not None:
-            self._orphan_bytes -= _size(orphan[1], orphan[2])
+            self._orphan_bytes -= size_bytes(orphan[1], orphan[2])
             self._finish(task, *orphan)
         elif self._expected:
             self._limbo[key] = task
@@ -274,7 +187,7 @@ class Dispatcher:
             self._forget(digest)
         for key in [key for key in self._orphans if key[0] == number]:
             _, payload, parts = self._orphans.pop(key)
-            self._orphan_bytes -= _size(payload, parts)
+            self._orphan_bytes -= size_bytes(payload, parts)
 
     def _drop(self, task: Task) -> None:
         """Forget a task that no worker holds."""
@@ -320,6 +233,7 @@ class Dispatcher:
         worker.heard = now
         worker.silent = worker.recalling = False
         worker.known.clear()
+        worker.out = ToWorker(key)
         before, worker.assigned, worker.work = worker.assigned, {}, 0
         for task_id in held:
             task = before.pop(task_id, None) or self._find_held(task_id)
@@ -404,10 +318,10 @@ class Dispatcher:
     def _keep_orphan(self, task_id: TaskId, status: int, payload: bytes, parts: Segments) -> None:
         """The result of a task whose client may come back for it; bounded."""
         self._orphans[task_id] = (status, payload, parts)
-        self._orphan_bytes += _size(payload, parts)
+        self._orphan_bytes += size_bytes(payload, parts)
         while len(self._orphans) > ORPHANS_MAX or self._orphan_bytes > ORPHAN_BYTES_MAX:
             _, (_, oldest, oldest_parts) = self._orphans.popitem(last=False)
-            self._orphan_bytes -= _size(oldest, oldest_parts)
+            self._orphan_bytes -= size_bytes(oldest, oldest_parts)
 
     def _recalled(self, worker: Worker, task_id: TaskId, returned: bool) -> None:
         worker.recalling = False
@@ -701,11 +615,6 @@ class Dispatcher:
         }
 
 
-def _size(payload: bytes, parts: Segments) -> int:
-    return len(payload) + sum(map(len, parts or ()))
-
-
 def _poison(task: Task, name: str) -> bytes:
-    return (
-        f"{task.deaths} workers died while they ran this task, the last one {name}: it is not tried again (attempts_max)"
-    ).encode()
+    text = f"{task.deaths} workers died while they ran this task, the last one {name}; it is not tried again"
+    return text.encode()

@@ -14,6 +14,7 @@ import dis
 import os
 import pickle
 import sys
+import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -199,6 +200,7 @@ class Functions:
 
     def __init__(self) -> None:
         self._known: OrderedDict[int, KnownFunction] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, function: Callable[..., Any]) -> Function:
         """Raises: Unpicklable."""
@@ -206,10 +208,11 @@ class Functions:
         if known is not None and known.fresh(function):
             return known.wire
         known = KnownFunction(function)
-        self._known[id(function)] = known
-        self._known.move_to_end(id(function))
-        if len(self._known) > FUNCTIONS_MAX:
-            self._known.popitem(last=False)
+        with self._lock:
+            self._known[id(function)] = known
+            self._known.move_to_end(id(function))
+            if len(self._known) > FUNCTIONS_MAX:
+                self._known.popitem(last=False)
         return known.wire
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -146,7 +147,7 @@ class LeastLoaded:
         return None
 
 
-POLICIES = {
+POLICIES: dict[str, Callable[[random.Random], Policy]] = {
     "round_robin": RoundRobin,
     "random": Random,
     "least_loaded": LeastLoaded,
@@ -156,5 +157,4 @@ POLICIES = {
 
 def make_policy(name: str, rng: random.Random) -> Policy:
     """The policy of a name in `config.BALANCERS`."""
-    policy: Policy = POLICIES[name](rng)
-    return policy
+    return POLICIES[name](rng)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import zmq
@@ -37,6 +38,14 @@ def run_files(spec: ClusterSpec) -> dict[str, dict]:
         if living(record):
             found[path.stem] = record
     return found
+
+
+def serving(spec: ClusterSpec, name: str) -> int | None:
+    """The pid of the run of `name` that came past its orders."""
+    try:
+        return json.loads((spec.path / "data" / f"{name}.seen").read_text())["pid"]
+    except (OSError, ValueError):
+        return None
 
 
 def leader_and_term(spec: ClusterSpec) -> tuple[int, int]:
@@ -84,7 +93,11 @@ def replica(spec: ClusterSpec, name: str, router: zmq.Socket) -> None:
 def task_router(spec: ClusterSpec, router: zmq.Socket) -> None:
     while True:
         client, head, _ = router.recv_multipart()
-        workers = [{"name": n, "pid": r["pid"]} for n, r in run_files(spec).items() if r["kind"] == "worker"]
+        workers = [
+            {"name": n, "pid": r["pid"]}
+            for n, r in run_files(spec).items()
+            if r["kind"] == "worker" and serving(spec, n) == r["pid"]
+        ]
         body = {"workers": workers, "queued": 0, "tasks_per_s": 0.0}
         answer(router, client, wire.RESULT, wire.HEAD.unpack(head)[1], body)
 
@@ -96,15 +109,20 @@ def answer(router: zmq.Socket, client: bytes, kind: int, request: int, body: obj
         pass
 
 
+def exit_on_sigterm() -> None:
+    """No race: a handler could run just before a system call that then blocks."""
+    signal.sigwait([signal.SIGTERM])
+    os._exit(0)
+
+
 def main() -> None:
     role, directory, *rest = sys.argv[1:]
     name = rest[0] if rest else "router"
     spec = load_spec(directory)
     orders = spec.path / "orders"
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # ZeroMQ's threads inherit this
     if not (orders / f"{name}.stubborn").exists():
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Thread(target=exit_on_sigterm, daemon=True).start()
     if (orders / name).exists():
         code, _, text = (orders / name).read_text().partition(" ")
         if text:
@@ -113,6 +131,7 @@ def main() -> None:
     (spec.path / "data" / f"{name}.seen").write_text(
         json.dumps(
             {
+                "pid": os.getpid(),
                 "arguments": sys.argv[1:],
                 "descriptors": sorted(int(d) for d in os.listdir("/proc/self/fd")),
                 "targets": [os.readlink(f"/proc/self/fd/{d}") for d in (0, 1, 2)],

@@ -77,9 +77,9 @@ class Driver:
         self.flush()
         ((replica, kind, request, body),) = self.sends()
         assert (replica, kind, wire.decode(body)) == (1, wire.WRITE, [100, 0, 0, [[wire.OP_REGISTER]]])
-        self.receive(1, wire.RESULT, request, [True])
+        self.receive(1, wire.RESULT, request, [7])
         ((_, _, request, body),) = self.sends()
-        assert wire.decode(body) == [100, 1, 1, [[wire.OP_PUT, "k", b"v"]]]
+        assert wire.decode(body) == [7, 1, 1, [[wire.OP_PUT, "k", b"v"]]]
         self.receive(1, wire.RESULT, request, [1])
         assert self.results() == [("first", 1)]
 
@@ -557,7 +557,7 @@ def test_a_frame_that_one_was_told_is_not_applied_is_never_sent_again(ready: Dri
     ready.advance(5)
     assert isinstance(outcome(ready, "short"), NoQuorum)
     (other,) = ready.sends()
-    assert wire.decode(other[3]) == [100, 3, 3, [[wire.OP_PUT, "b", b"v"]]]
+    assert wire.decode(other[3]) == [7, 3, 3, [[wire.OP_PUT, "b", b"v"]]]
 
 
 def test_waiting_operations_time_out_one_by_one() -> None:
@@ -590,9 +590,9 @@ def test_a_lost_session_before_any_doubt_costs_nothing(ready: Driver) -> None:
     refuse(ready, send[2], wire.E_UNKNOWN_SESSION)
     ((_, _, request, body),) = ready.sends()
     assert wire.decode(body) == [101, 0, 0, [[wire.OP_REGISTER]]]
-    ready.receive(1, wire.RESULT, request, [True])
+    ready.receive(1, wire.RESULT, request, [8])
     ((_, _, request, body),) = ready.sends()
-    assert wire.decode(body) == [101, 1, 1, [[wire.OP_PUT, "first", b"v"], [wire.OP_PUT, "second", b"v"]]]
+    assert wire.decode(body) == [8, 1, 1, [[wire.OP_PUT, "first", b"v"], [wire.OP_PUT, "second", b"v"]]]
     ready.receive(1, wire.RESULT, request, [1, 2])
     assert ready.results() == [("p", 1), ("q", 2)]
 
@@ -618,7 +618,7 @@ def test_several_frames_of_a_lost_session_start_one_new_session(ready: Driver) -
         refuse(ready, send[2], wire.E_UNKNOWN_SESSION)
     ((_, _, request, body),) = ready.sends()
     assert wire.decode(body)[0] == 101
-    ready.receive(1, wire.RESULT, request, [True])
+    ready.receive(1, wire.RESULT, request, [8])
     ((_, _, request, body),) = ready.sends()
     ready.receive(1, wire.RESULT, request, [1, 2, 3])
     assert sorted(token for token, _ in ready.results()) == [0, 1, 2]

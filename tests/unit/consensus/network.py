@@ -31,6 +31,13 @@ class Disk:
         self.snapshot: SnapshotMeta | None = None
         self.entries: dict[int, Entry] = {}
         self.repair = False
+        self.damaged: dict[int, Entry] = {}
+
+    def damage(self, last_kept: int) -> None:
+        """Lose what lies behind `last_kept`; the next start finds out."""
+        self.damaged = {i: e for i, e in self.entries.items() if i > last_kept}
+        self.entries = {i: e for i, e in self.entries.items() if i <= last_kept}
+        self.repair = True
 
     def apply(self, batch: WriteBatch) -> None:
         if batch.snapshot is not None:
@@ -50,11 +57,11 @@ class Disk:
         if batch.repair is not None:
             self.repair = batch.repair
 
-    def holds(self, index: int, epoch: int) -> bool:
+    def held(self, index: int, epoch: int) -> bool:
+        """Whether the entry is or was here; damage does not take back an acknowledgement."""
         if self.snapshot is not None and index <= self.snapshot.index:
             return True
-        entry = self.entries.get(index)
-        return entry is not None and entry.epoch == epoch
+        return any(e is not None and e.epoch == epoch for e in (self.entries.get(index), self.damaged.get(index)))
 
     def recovered(self, **flags: bool) -> Recovered:
         first = self.snapshot.index + 1 if self.snapshot else 1
@@ -143,7 +150,7 @@ class Oracle:
             if known is None:
                 self.committed[entry.index] = entry
                 voters = core.membership.current.voters
-                copies = [v for v in voters if network.nodes[v].disk.holds(entry.index, entry.epoch)]
+                copies = [v for v in voters if network.nodes[v].disk.held(entry.index, entry.epoch)]
                 assert len(copies) > len(voters) // 2, f"{entry.index} committed with copies only on {copies}"
             else:
                 assert known == entry, f"two different entries committed at {entry.index}"

@@ -147,8 +147,7 @@ class Faults:
         repairing = any(n.disk.repair for n in self.network.nodes.values())
         if node.core is None and not repairing and len(self.network.nodes) > 2:
             kept = self.rng.randrange(max(node.disk.entries, default=0) + 1)
-            node.disk.entries = {i: e for i, e in node.disk.entries.items() if i <= kept}
-            node.disk.repair = True
+            node.disk.damage(kept)
 
     def late_certificate(self) -> None:
         node, other = self.network.nodes[self.some()], self.network.nodes[self.some()]

@@ -19,7 +19,15 @@ from zcluster.errors import FormatTooNew
 from zcluster.machines.api import Machine, Snapshot
 from zcluster.machines.mux import ClusterMachine
 
-S = 77
+NONCE = 77
+
+
+def session_id(nonce: int) -> int:
+    """Of the nonce-th registration."""
+    return nonce << 32 | nonce
+
+
+S = 1 << 32 | NONCE
 
 
 def make_machine() -> ClusterMachine:
@@ -30,8 +38,8 @@ def frame(frame_id: int, *ops: Any, floor: int = 1, session: int = S) -> bytes:
     return wire.encode((session, frame_id, floor, list(ops)))
 
 
-def register(session: int = S) -> bytes:
-    return frame(0, [wire.OP_REGISTER], floor=0, session=session)
+def register(nonce: int = NONCE) -> bytes:
+    return frame(0, [wire.OP_REGISTER], floor=0, session=nonce)
 
 
 def put(key: str, value: bytes = b"v") -> list[Any]:
@@ -41,7 +49,7 @@ def put(key: str, value: bytes = b"v") -> list[Any]:
 def filled(pairs: int = 2000, sessions: int = 20) -> ClusterMachine:
     machine = make_machine()
     machine.apply(1, 1000, [register(n) for n in range(1, sessions + 1)])
-    frames = [frame(i + 1, put(f"k{i}", b"x" * 100), session=i % sessions + 1) for i in range(pairs)]
+    frames = [frame(i + 1, put(f"k{i}", b"x" * 100), session=session_id(i % sessions + 1)) for i in range(pairs)]
     machine.apply(2, 2000, frames)
     return machine
 
@@ -84,7 +92,7 @@ def test_query_of_garbage_is_refused() -> None:
         b"\x00",
         b"\x94\x01\x01\x01",
         b"\x94\x01\x01\x01\x91\x92\x0b\xa1\xff",  # text that is not UTF-8
-        b"\x94\x4d\x01\x01\x91" + b"\x91" * 100_000,  # deep nesting
+        b"\x94\xcf\x00\x00\x00\x01\x00\x00\x00\x4d\x01\x01\x91" + b"\x91" * 100_000,  # deep nesting
         b"\x94\x4d\x01\x01" + b"\x91" * 100_000,
         b"\x95\x4d\x01\x01\x90" + b"\x91" * 100_000,
         b"\x94\x4d\x01\x01\xdd\x7f\xff\xff\xff",  # two billion operations announced
@@ -120,7 +128,11 @@ def test_nesting_is_refused_alike_on_a_shallow_and_on_a_deep_stack() -> None:
         return body, machine.state_hash()
 
     for nesting in (1, 10, 100, 300, 500, 700, 900, 1100):
-        data = b"\x94\x4d\x01\x01\x92\x93\x0a\xa1a\xc4\x01x\x92\x0a" + b"\x91" * nesting + b"\xc0"
+        data = (
+            b"\x94\xcf\x00\x00\x00\x01\x00\x00\x00\x4d\x01\x01\x92\x93\x0a\xa1a\xc4\x01x\x92\x0a"
+            + b"\x91" * nesting
+            + b"\xc0"
+        )
         assert len({at_depth(depth, data) for depth in (0, 100, 300, 500)}) == 1
 
 
@@ -142,12 +154,15 @@ from zcluster import wire
 from zcluster.machines.mux import ClusterMachine
 choose = random.Random(5)
 machine = ClusterMachine(64, 4096, 8)
+sessions = []
 for index in range(1, 400):
     frames = []
     for _ in range(5):
-        session, number = choose.randrange(1, 12), choose.randrange(1, 40)
-        if choose.random() < 0.1:
-            frames.append(wire.encode((session, 0, 0, [[1]])))
+        nonce, number = choose.randrange(1, 12), choose.randrange(1, 40)
+        if choose.random() < 0.1 or not sessions:
+            (body,) = machine.apply(index, index * 1000, [wire.encode((nonce, 0, 0, [[1]]))])
+            sessions.append(wire.decode(body)[0])
+        session = choose.choice(sessions[-12:])
         key = choose.choice("abcdefghijklmnop") * choose.randrange(1, 3)
         ops = [[10, key, b"v%d" % index], [12, key + "x"], [13, key, None, b"n"], [14, key, b"+"], [15, key, None, 3]]
         frames.append(wire.encode((session, number, max(1, number - 5), [choose.choice(ops) for _ in range(3)])))
@@ -191,14 +206,14 @@ def test_captures_and_maintenance_at_other_moments_do_not_change_the_state() -> 
 def test_snapshot_carries_everything_the_sessions_included() -> None:
     """A retry after a checkpoint and a restart must not be applied twice."""
     machine = filled()
-    machine.apply(3, 3000, [frame(4001, [wire.OP_APPEND, "k", b"once"], session=4)])
+    machine.apply(3, 3000, [frame(4001, [wire.OP_APPEND, "k", b"once"], session=session_id(4))])
     restored = make_machine()
     restored.restore(iter(list(machine.capture().chunks())))
     assert restored.state_hash() == machine.state_hash()
     assert restored.index == 3
-    retry = frame(4001, [wire.OP_APPEND, "k", b"once"], session=4)
+    retry = frame(4001, [wire.OP_APPEND, "k", b"once"], session=session_id(4))
     assert restored.apply(4, 4000, [retry]) == machine.apply(4, 4000, [retry])
-    more = [frame(4002, put("z"), session=4, floor=4002), register(55)]
+    more = [frame(4002, put("z"), session=session_id(4), floor=4002), register(55)]
     assert restored.apply(5, 5000, more) == machine.apply(5, 5000, more)
     assert restored.state_hash() == machine.state_hash()
 
@@ -211,7 +226,7 @@ def test_writes_during_a_capture_do_not_show_in_it() -> None:
     for i, chunk in enumerate(chunks):
         taken.append(chunk)
         ops = [put(f"k{i}", b"changed"), put(f"new{i}"), [wire.OP_DELETE, f"k{i + 500}"]]
-        machine.apply(3 + i, 9000, [frame(4000 + i, *ops, floor=3000 + i, session=1), register(500 + i)])
+        machine.apply(3 + i, 9000, [frame(4000 + i, *ops, floor=3000 + i, session=session_id(1)), register(500 + i)])
     restored = make_machine()
     restored.restore(iter(taken))
     assert restored.state_hash() == at_capture
@@ -240,7 +255,7 @@ def test_a_session_with_many_results_spans_chunks() -> None:
 def test_the_view_ends_however_the_reader_leaves(ending: str) -> None:
     machine = filled(pairs=3000)
     chunks: Any = machine.capture().chunks()
-    machine.apply(3, 1, [frame(4000, put("new"), session=1)])
+    machine.apply(3, 1, [frame(4000, put("new"), session=session_id(1))])
     assert machine.kv._overlay
     if ending == "exhausted":
         list(chunks)
@@ -262,7 +277,7 @@ def test_restore_replaces_everything_even_while_a_view_is_open() -> None:
     target.restore(source.capture().chunks())
     assert target.state_hash() == source.state_hash()
     assert len(list(chunks)) >= 3
-    target.apply(4, 1, [frame(4001, put("kept"), session=1)])
+    target.apply(4, 1, [frame(4001, put("kept"), session=session_id(1))])
     assert wire.decode(target.query([[wire.OP_GET, "kept"], [wire.OP_GET, "gone"]])) == [b"v", None]
 
 
@@ -304,10 +319,11 @@ def signed(*content: Any) -> bytes:
         (1, ["a"]),
         (1, [b"a", b"b"]),
         (1, 5),
-        (2, [[1, 1, 1, [1]]]),
-        (2, [[1, 1, 1, [1, "text"]]]),
-        (2, [[[], 1, 1, []]]),
-        (2, [[1, 1, 1, []], [2, 1, 1, []], [1, 1, 1, []]]),
+        (2, [[1, 1, 1, 1, [1]]]),
+        (2, [[1, 1, 1, 1, [1, "text"]]]),
+        (2, [[[], 1, 1, 1, []]]),
+        (2, [[1, 1, 1, 1, []], [2, 2, 1, 1, []], [1, 1, 1, 1, []]]),
+        (2, [[1, 1, 1, 1, []], [2, 1, 1, 1, []]]),
         (2, [[1]]),
         (3, None),
         (3, [1, 0]),
@@ -317,11 +333,11 @@ def signed(*content: Any) -> bytes:
 )
 def test_well_signed_nonsense_is_damage_too(kind: Any, content: Any) -> None:
     with pytest.raises(ValueError, match="snapshot is damaged"):
-        make_machine().restore(iter([signed(0, 0, [1, 5, 5, 5]), signed(1, kind, content), signed(2, 3, [0, 0])]))
+        make_machine().restore(iter([signed(0, 0, [1, 5, 5, 5, 5]), signed(1, kind, content), signed(2, 3, [0, 0])]))
 
 
 def test_a_newer_schema_is_refused_by_name() -> None:
     with pytest.raises(FormatTooNew, match="schema 2"):
         make_machine().restore(iter([signed(0, 0, [2, "whatever", None])]))
     with pytest.raises(ValueError, match="header"):
-        make_machine().restore(iter([signed(0, 0, [1, -1, 0, 0])]))
+        make_machine().restore(iter([signed(0, 0, [1, -1, 0, 0, 0])]))

@@ -13,15 +13,17 @@ from zcluster.machines import sessions as sessions_module
 from zcluster.machines.mux import ClusterMachine
 from zcluster.machines.sessions import IDLE_MS_MAX, WINDOW, Session, Sessions
 
-S = (1 << 62) + 5
+NONCE = (1 << 62) + 5
+S = 1 << 32 | 5
+"""The id of the first session, made by NONCE."""
 
 
 def frame(frame_id: int, floor: int, *ops: Any, session: int = S) -> bytes:
     return wire.encode((session, frame_id, floor, list(ops)))
 
 
-def register(session: int = S) -> bytes:
-    return frame(0, 0, [wire.OP_REGISTER], session=session)
+def register(nonce: int = NONCE) -> bytes:
+    return frame(0, 0, [wire.OP_REGISTER], session=nonce)
 
 
 class Log:
@@ -41,15 +43,19 @@ class Log:
         return wire.decode(self.machine.query([[wire.OP_GET, key]]))[0]
 
 
+def nonces(log: Log) -> list[int]:
+    return [session.nonce for _, session in log.machine.sessions.items()]
+
+
 def add(text: bytes) -> list[Any]:
     return [wire.OP_APPEND, "k", text]
 
 
 def test_registration_is_idempotent_and_keeps_results() -> None:
     log = Log()
-    assert log.apply(register()) == [True]
+    assert log.apply(register()) == [S]
     assert log.apply(frame(1, 1, add(b"a"))) == [b"a"]
-    assert log.apply(register()) == [True]
+    assert log.apply(register()) == [S]
     assert log.apply(frame(1, 1, add(b"a"))) == [b"a"]
     assert log.value("k") == b"a"
 
@@ -143,23 +149,33 @@ def test_result_bytes_of_a_session_are_bounded(monkeypatch: pytest.MonkeyPatch) 
 
 def test_result_bytes_of_all_sessions_are_bounded() -> None:
     table = Sessions(100, table_bytes_max=1000)
-    for number in range(1, 6):
-        table.register(number)
-        session = table.admit(number, 1, 1)
+    for nonce in range(1, 6):
+        session = table.admit(table.register(nonce), 1, 1)
         assert isinstance(session, Session)
         table.record(session, 1, b"x" * 300)
-    assert [number for number, _ in table.items()] == [3, 4, 5]
+    assert [session.nonce for _, session in table.items()] == [3, 4, 5]
 
 
 def test_least_recently_used_session_makes_room() -> None:
     log = Log(sessions_max=3)
-    for number in (1, 2, 3):
-        log.apply(register(number))
-    log.apply(frame(1, 1, add(b"a"), session=1))
+    first, _, third = (log.apply(register(nonce))[0] for nonce in (1, 2, 3))
+    log.apply(frame(1, 1, add(b"a"), session=first))
     log.apply(register(2))
     log.apply(register(4))
-    assert [number for number, _ in log.machine.sessions.items()] == [1, 2, 4]
-    assert log.apply(frame(1, 1, add(b"b"), session=3))["code"] == wire.E_UNKNOWN_SESSION
+    assert nonces(log) == [1, 2, 4]
+    assert log.apply(frame(1, 1, add(b"b"), session=third))["code"] == wire.E_UNKNOWN_SESSION
+
+
+def test_a_late_registration_does_not_bring_an_evicted_session_back() -> None:
+    """Else frames of its first life that are late as well would be applied a second time."""
+    log = Log(sessions_max=2)
+    (session,) = log.apply(register())
+    assert log.apply(frame(1, 1, add(b"a"), session=session)) == [b"a"]
+    log.apply(register(1))
+    log.apply(register(2))
+    assert log.apply(register()) != [session]
+    assert log.apply(frame(1, 1, add(b"a"), session=session))["code"] == wire.E_UNKNOWN_SESSION
+    assert log.value("k") == b"a"
 
 
 def test_idle_sessions_expire_by_log_time_and_time_never_falls() -> None:
@@ -169,30 +185,29 @@ def test_idle_sessions_expire_by_log_time_and_time_never_falls() -> None:
     log.apply(register(2))
     log.time_ms += IDLE_MS_MAX // 2
     log.apply(register(3))
-    assert 1 in log.machine.sessions
+    assert nonces(log) == [1, 2, 3]
     log.time_ms += 1
     log.apply(register(3))
-    assert [number for number, _ in log.machine.sessions.items()] == [2, 3]
+    assert nonces(log) == [2, 3]
     log.time_ms = 5
-    log.apply(frame(1, 1, add(b"a"), session=2))
+    log.apply(register(2))
     assert [session.last_ms for _, session in log.machine.sessions.items()] == [log.machine.sessions.now_ms] * 2
 
 
 def test_a_captured_session_never_changes() -> None:
     table = Sessions(10)
-    table.register(1)
-    table.register(2)
-    session = table.admit(1, 1, 1)
+    first, second = table.register(1), table.register(2)
+    session = table.admit(first, 1, 1)
     assert isinstance(session, Session)
     table.record(session, 1, b"first")
     captured = table.capture()
-    session = table.admit(1, 2, 2)
+    session = table.admit(first, 2, 2)
     assert isinstance(session, Session)
     table.record(session, 2, b"second")
     table.register(3)
-    assert [number for number, _ in captured] == [2, 1]
+    assert [number for number, _ in captured] == [second, first]
     assert captured[1][1].results == {1: b"first"}
-    assert dict(table.items())[1].results == {2: b"second"}
+    assert dict(table.items())[first].results == {2: b"second"}
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,9 +7,9 @@ Two views of everything: `current` is what processes see (the page cache), `dura
 * Names: creations, renames and removals become durable, in order, at `fsync_directory` of that directory; a power cut
   keeps some prefix of the rest (or nothing).
 * `kill()` ends the process only: `current` stays.
-* Faults: `fail(operation, errno, ...)` makes the next such call fail, `capacity` makes the disk full, `stop_at` cuts the
-  power in the middle of the n-th changing operation (a write may have reached the page cache in part), `flip` and
-  `zero` damage what is there.
+* Faults: `fail(operation, errno, ...)` makes the next such call fail, `capacity` makes the disk full, `stop_at` cuts
+  the power in the middle of the n-th changing operation (a write may have reached the page cache in part), `flip`,
+  `overwrite` and `cut` damage what is there.
 * After a failed `fdatasync` the unsynced sectors are neither durable nor tried again, as on Linux: syncing once more
   reports success and saves nothing.
 """

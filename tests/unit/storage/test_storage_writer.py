@@ -1,0 +1,305 @@
+"""The writer: when it writes, syncs and acknowledges. No sleeps: events and a clock that is set by hand."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+
+from tests.unit.storage.faulty_disk import FaultyDisk
+from tests.unit.storage.stores import entry, indices, new_node, open_at, recover, segments
+from zcluster.errors import Closed, InvalidInput, StorageError
+from zcluster.storage.policy import GROUP_BYTES_MAX, Durability, WriterPolicy
+from zcluster.storage.writer import InlineWriter, Writer
+from zcluster.types import MS, NEVER, HardState, WriteBatch
+
+TIMEOUT = 10.0
+
+
+def put(seq: int, size: int = 40) -> WriteBatch:
+    return WriteBatch(seq, entries=(entry(seq, 1, size),))
+
+
+def vote(seq: int) -> WriteBatch:
+    return WriteBatch(seq, hard_state=HardState(seq, 1))
+
+
+def syncs(disk: FaultyDisk) -> int:
+    return sum(line.startswith("fdatasync") for line in disk.log)
+
+
+# -- the policy: exact decisions --------------------------------------------------------------------------------------
+
+
+def test_fsync_acknowledges_after_the_sync_only() -> None:
+    policy = WriterPolicy(Durability.parse("fsync"))
+    policy.submit(put(1))
+    policy.submit(put(2))
+    group = policy.take()
+    assert [batch.seq for batch in group] == [1, 2]
+    assert policy.written(group, 100, now=5)
+    assert policy.acknowledged == 0
+    policy.synced()
+    assert (policy.acknowledged, policy.unsynced_since, policy.unsynced_bytes) == (2, 0, 0)
+
+
+def test_none_acknowledges_after_the_write_and_never_asks_for_a_sync() -> None:
+    policy = WriterPolicy(Durability.parse("none"))
+    policy.submit(put(1))
+    assert not policy.written(policy.take(), 100, now=5)
+    assert (policy.acknowledged, policy.unsynced_since, policy.unsynced_bytes) == (1, 5, 100)
+    assert policy.sync_deadline() == NEVER
+
+
+def test_interval_syncs_that_long_after_the_first_unsynced_write() -> None:
+    policy = WriterPolicy(Durability.parse("interval:20"))
+    for seq, now in ((1, 5), (2, 7)):
+        policy.submit(put(seq))
+        assert not policy.written(policy.take(), 100, now)
+        assert policy.acknowledged == seq
+    assert policy.sync_deadline() == 5 + 20 * MS
+    policy.submit(put(3))
+    assert policy.written(policy.take(), 100, 5 + 20 * MS), "under load the sync comes with a write"
+    policy.synced()
+    assert policy.sync_deadline() == NEVER
+
+
+@pytest.mark.parametrize("mode", ["interval:20", "none"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"hard_state": HardState(1, 1)}, {"incarnation": 1}, {"repair": False}],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_votes_and_incarnations_are_synced_in_every_mode(mode: str, fields: dict[str, object]) -> None:
+    policy = WriterPolicy(Durability.parse(mode))
+    policy.submit(put(1))
+    policy.submit(WriteBatch(2, **fields))  # type: ignore[arg-type]
+    assert policy.written(policy.take(), 100, now=5)
+    assert policy.acknowledged == 0, "nothing of that write is acknowledged before the sync"
+    policy.synced()
+    assert policy.acknowledged == 2
+
+
+def test_a_group_is_bounded_but_a_large_batch_goes_alone() -> None:
+    policy = WriterPolicy(Durability.parse("fsync"))
+    policy.submit(put(1, GROUP_BYTES_MAX // 2))
+    policy.submit(put(2, GROUP_BYTES_MAX // 2))
+    policy.submit(put(3, 2 * GROUP_BYTES_MAX))
+    policy.submit(put(4))
+    assert [[batch.seq for batch in policy.take()] for _ in range(4)] == [[1, 2], [3], [4], []]
+
+
+@pytest.mark.parametrize("text", ["", "sync", "interval", "interval:0", "interval:-1", "interval:x", "none:5"])
+def test_an_unknown_durability_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="use fsync"):
+        Durability.parse(text)
+
+
+# -- the inline writer ------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_waits_goes_into_one_write_and_one_sync() -> None:
+    disk = FaultyDisk()
+    writer = InlineWriter(open_at(disk, create=True).wal, "fsync", lambda: None, lambda: 1, immediate=False)
+    before = len(disk.log)
+    for seq in range(1, 50):
+        writer.submit(put(seq, 20))
+    assert len(disk.log) == before and writer.completed().seq == 0
+    writer.pump()
+    assert [line.split()[0] for line in disk.log[before:]] == ["pwritev", "fdatasync", "pwritev"], "the last is a seal"
+    assert writer.completed().seq == 49
+
+
+def test_an_interval_sync_comes_when_it_is_due_and_only_then() -> None:
+    disk, now = FaultyDisk(), [1]
+    writer = InlineWriter(open_at(disk, create=True).wal, "interval:20", lambda: None, lambda: now[0])
+    before = syncs(disk)
+    writer.submit(put(1))
+    completion = writer.completed()
+    assert (completion.seq, completion.unsynced_since, syncs(disk)) == (1, 1, before)
+    assert completion.unsynced_bytes > 40
+    now[0] = writer.sync_deadline() - 1
+    writer.pump()
+    assert syncs(disk) == before
+    now[0] += 1
+    writer.pump()
+    writer.pump()
+    assert syncs(disk) == before + 1
+    assert writer.completed().unsynced_since == 0 and writer.sync_deadline() == NEVER
+
+
+def test_completions_are_announced_and_carry_figures() -> None:
+    calls: list[int] = []
+    ticks = iter(range(0, 1000, 10))
+    writer = InlineWriter(open_at(FaultyDisk(), create=True).wal, "fsync", lambda: calls.append(1), lambda: next(ticks))
+    writer.submit(put(1))
+    completion = writer.completed()
+    assert len(calls) == 1
+    assert (completion.syncs, completion.last_sync_ns, completion.max_sync_ns) == (1, 10, 10)
+    assert completion.bytes_written > 40
+
+
+@pytest.mark.parametrize("operation", ["pwritev", "fdatasync"])
+def test_a_failed_write_or_sync_is_final(operation: str) -> None:
+    disk = FaultyDisk()
+    writer = InlineWriter(open_at(disk, create=True).wal, "fsync", lambda: None)
+    writer.submit(put(1))
+    disk.fail(operation, errno.EIO)
+    writer.submit(put(2))
+    completion = writer.completed()
+    assert completion.seq == 1 and completion.error is not None
+    assert segments(disk)[0].name in str(completion.error)
+    before = len(disk.log)
+    with pytest.raises(StorageError):
+        writer.submit(put(3))
+    writer.pump()
+    writer.close(clean=True)
+    assert len(disk.log) == before and writer.completed().seq == 1
+    found = recover(disk)
+    assert not found.clean_stop and indices(found)[:1] == [1]
+
+
+def test_a_bug_in_the_caller_stops_the_writer_and_is_reported() -> None:
+    writer = InlineWriter(open_at(FaultyDisk(), create=True).wal, "fsync", lambda: None)
+    writer.submit(vote(5))
+    writer.submit(WriteBatch(6, hard_state=HardState(1)))
+    assert "the term never falls" in str(writer.completed().error)
+
+
+def test_a_clean_stop_is_synced_and_marked_last() -> None:
+    for mode in ("fsync", "interval:20", "none"):
+        node = new_node(durability=mode)
+        node.put(1, 2)
+        node.stop(clean=True)
+        node.disk.power_cut("nothing")
+        found = recover(node.disk)
+        assert found.clean_stop and indices(found) == [1, 2]
+
+
+def test_an_unclean_close_writes_what_was_submitted() -> None:
+    disk = FaultyDisk()
+    writer = InlineWriter(open_at(disk, create=True).wal, "fsync", lambda: None, immediate=False)
+    writer.submit(put(1))
+    writer.close(clean=False)
+    with pytest.raises(Closed):
+        writer.submit(put(2))
+    assert indices(recover(disk)) == [1]
+
+
+# -- the thread -------------------------------------------------------------------------------------------------------
+
+
+class SlowDisk(FaultyDisk):
+    """Every sync of the log takes a permit: `hold` takes them all away, `gate.release(n)` lets n syncs pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Semaphore(100)
+        self.waiting = threading.Event()
+
+    def hold(self) -> None:
+        while self.gate.acquire(blocking=False):
+            pass
+
+    def fdatasync(self, handle: int) -> None:
+        if not self.gate.acquire(blocking=False):
+            self.waiting.set()
+            assert self.gate.acquire(timeout=TIMEOUT)
+        super().fdatasync(handle)
+
+
+class Waiter:
+    """`notify` for a thread: wait until a condition on the writer holds."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+
+    def notify(self) -> None:
+        with self.condition:
+            self.condition.notify_all()
+
+    def until(self, writer: Writer, seq: int) -> None:
+        with self.condition:
+            assert self.condition.wait_for(
+                lambda: writer.completed().seq >= seq or writer.completed().error is not None, TIMEOUT
+            )
+
+
+def test_batches_that_arrive_during_a_sync_share_the_next_one() -> None:
+    disk, waiter = SlowDisk(), Waiter()
+    writer = Writer(open_at(disk, create=True).wal, "fsync", waiter.notify)
+    disk.hold()
+    writer.submit(put(1))
+    assert disk.waiting.wait(TIMEOUT)
+    before = len(disk.log)
+    for seq in range(2, 30):
+        writer.submit(put(seq, 20))
+    assert writer.completed().seq == 0, "not before the sync"
+    disk.gate.release(1)
+    waiter.until(writer, 1)
+    assert writer.completed().seq == 1
+    disk.gate.release(10)
+    waiter.until(writer, 29)
+    writer.close(clean=False)
+    operations = [line.split()[0] for line in disk.log[before:]]
+    assert operations[:3] == ["fdatasync", "pwritev", "fdatasync"], "28 batches, one write, one sync"
+    assert indices(recover(disk)) == list(range(1, 30))
+
+
+def test_a_stalled_sync_does_not_block_the_submitter() -> None:
+    disk, waiter = SlowDisk(), Waiter()
+    writer = Writer(open_at(disk, create=True).wal, "fsync", waiter.notify)
+    disk.hold()
+    for seq in range(1, 100):
+        writer.submit(put(seq, 20))
+    writer.trim(1)
+    disk.gate.release(100)
+    waiter.until(writer, 99)
+    writer.close(clean=True)
+    assert recover(disk).clean_stop
+
+
+def test_the_thread_reports_a_failure_and_refuses_everything_after() -> None:
+    disk, waiter = FaultyDisk(), Waiter()
+    writer = Writer(open_at(disk, create=True).wal, "fsync", waiter.notify)
+    disk.fail("fdatasync")
+    writer.submit(put(1))
+    waiter.until(writer, 1)
+    completion = writer.completed()
+    assert completion.seq == 0 and completion.error is not None
+    with pytest.raises(StorageError):
+        writer.submit(put(2))
+    writer.close(clean=True)
+    assert not recover(disk).clean_stop
+
+
+def test_the_thread_syncs_after_the_interval_by_itself() -> None:
+    disk, waiter = FaultyDisk(), Waiter()
+    writer = Writer(open_at(disk, create=True).wal, "interval:1", waiter.notify)
+    writer.submit(put(1))
+    with waiter.condition:
+        assert waiter.condition.wait_for(lambda: writer.completed().syncs == 1, TIMEOUT)
+    assert writer.completed().seq == 1
+    writer.close(clean=False)
+
+
+def test_trimming_goes_through_the_thread_in_order() -> None:
+    disk, waiter = FaultyDisk(), Waiter()
+    wal = open_at(disk, create=True).wal
+    writer = Writer(wal, "fsync", waiter.notify)
+    for seq in range(1, 200):
+        writer.submit(put(seq))
+        waiter.until(writer, seq)
+    count = wal.segment_count
+    writer.trim(150)
+    writer.close(clean=True)
+    assert 1 < len(segments(disk)) < count
+
+
+def test_closing_twice_is_harmless() -> None:
+    writer = Writer(open_at(FaultyDisk(), create=True).wal, "none", lambda: None)
+    writer.close(clean=True)
+    writer.close(clean=True)
+    with pytest.raises(Closed):
+        writer.submit(put(1))

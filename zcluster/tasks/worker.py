@@ -1,0 +1,318 @@
+"""`python -m zcluster.tasks.worker CLUSTER_DIRECTORY NAME`: one process that runs tasks, one at a time.
+
+    main thread          wait for work -> note the task in shared memory -> run it -> results, a batch at a time
+    background thread    (the channel's, only while a task runs) recalls, pings, more work, results that would wait
+
+Tasks run on the main thread, so signals and `KeyboardInterrupt` mean what they should. Results are kept until the
+router has acknowledged them; a new router hears what is running and held, and gets those results again.
+
+Exit codes: 0 asked to stop (SIGTERM); 75 a user's module has changed, start me afresh; 78 refused by the router.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+from zcluster.client.channel import Channel
+from zcluster.config import WORKER, ClusterSpec, load_spec
+from zcluster.tasks import payload
+from zcluster.tasks import protocol as p
+from zcluster.tasks.execute import run
+from zcluster.tasks.modules import ModuleWatch
+from zcluster.tasks.word import Word
+from zcluster.transport.liveness import exit_with_owner, start_ticks
+from zcluster.transport.sockets import Security
+from zcluster.types import MS, NEVER, Nanoseconds
+
+EXIT_CHANGED: Final = 75
+EXIT_REFUSED: Final = 78
+RESULTS_PER_FRAME: Final = 32
+RESULT_DELAY_NS: Final = 1 * MS
+"""A finished task's result waits this long for company, and only while more tasks are at hand."""
+FAREWELL_S: Final = 1.0
+SWITCH_INTERVAL_S: Final = 0.0005
+CHECK_MODULES_NS: Final = 1_000 * MS
+ROUTER: Final = 0
+
+current_worker: Worker | None = None
+"""The worker that this process is, for pools that are opened inside tasks."""
+
+
+class Held:
+    """A task in this worker's hands."""
+
+    __slots__ = ("client", "digest", "flags", "number", "payload", "segments")
+
+    def __init__(self, task: tuple[int, int, bytes, bytes, int, int], segments: list[bytes] | None) -> None:
+        self.client, self.number, self.digest, self.payload, self.flags, _ = task
+        self.segments = segments
+
+
+class Function:
+    """A function that the router has sent: unpickled when first needed."""
+
+    __slots__ = ("_call", "wire")
+
+    def __init__(self, wire: p.Function) -> None:
+        self.wire = wire
+        self._call: Callable[..., Any] | None = None
+
+    def call(self) -> Callable[..., Any]:
+        if self._call is None:
+            importlib.invalidate_caches()
+            found = payload.load(self.wire.blob, None)
+            assert callable(found)
+            self._call = found
+        return self._call
+
+
+class Worker:
+    """Owns the channel to the router. `run` is the main thread's."""
+
+    def __init__(self, spec: ClusterSpec, name: str) -> None:
+        self.spec = spec
+        self.name = name
+        self.word = Word(spec.path / "run", name)
+        self.running: Held | None = None
+        self.inbox: OrderedDict[p.TaskId, Held] = OrderedDict()
+        self.functions: dict[bytes, Function] = {}
+        self.results: list[tuple[int, int, int, bytes, int, int]] = []  # not sent yet
+        self.segments: list[bytes] = []
+        self.first_result: Nanoseconds = NEVER
+        self.recalled: list[tuple[int, int, bool]] = []
+        self.sequence = 0
+        self.unacknowledged: deque[tuple[int, list[bytes]]] = deque()  # (sequence, message)
+        self.unsent: deque[list[bytes]] = deque()
+        self.connected = False
+        self.stop: int | None = None  # exit code
+        self._context: list[str] | None = None
+        self._base_path = list(sys.path)
+        self._modules = ModuleWatch()
+        self._modules_checked: Nanoseconds = 0
+        self.channel = Channel(
+            {ROUTER: spec.endpoint("router", WORKER)},
+            Security.load(spec),
+            self._on_message,
+            self._on_deadline,
+            self._next_deadline,
+            on_writable=lambda _: self._send_waiting(),
+            probe=True,
+            message_bytes_max=p.MESSAGE_BYTES_MAX,
+        )
+
+    # -- messages (with the channel's lock, on either thread) ---------------------------------------------------------
+    def _on_message(self, key: int, parts: list[bytes], now: Nanoseconds) -> None:
+        try:
+            kind, body = p.unpack(parts[0])
+            if kind == p.WORK:
+                segments = p.split_segments([task[5] for task in body.tasks], parts[1:])
+        except ValueError:
+            return  # not from our router
+        if kind == p.WORK:
+            self._acknowledged(body.acknowledged)
+            for digest in body.forgotten:
+                self.functions.pop(digest, None)
+            for function in body.functions:
+                self.functions[function.digest] = Function(function)
+                self._modules_checked = 0
+            for task, own in zip(body.tasks, segments, strict=True):
+                self.inbox[task[0], task[1]] = Held(task, own)
+        elif kind == p.RECALL:
+            for task_id in body:
+                self.recalled.append((*task_id, self.inbox.pop(task_id, None) is not None))
+            self._flush()
+        elif kind == p.PING:
+            self._send([p.pack(p.PONG, [])])
+        elif kind == p.WHO:
+            self._report()
+        elif kind == p.REFUSED:
+            print(f"{self.name}: refused by the router: {body[0]}", file=sys.stderr, flush=True)
+            self.stop = EXIT_REFUSED
+
+    def _report(self) -> None:
+        """Introduce ourselves to a router that does not know us, and repeat what it may have missed."""
+        self.connected = True
+        self.unsent.clear()
+        running = self.running
+        current = (running.client, running.number) if running is not None else None
+        held = [result[:2] for result in self.results]
+        if current is not None:
+            held.append(current)
+        finished = [entry[:2] for _, message in self.unacknowledged for entry in p.unpack(message[0])[1].results]
+        report = [
+            p.PROTOCOL,
+            self.spec.cluster_id,
+            self.name,
+            p.PYTHON,
+            os.getpid(),
+            start_ticks(os.getpid()) or 0,
+            current,
+            [*finished, *held, *self.inbox],
+        ]
+        self._send([p.pack(p.REPORT, report)])
+        for _, message in self.unacknowledged:
+            self._send(message)
+
+    def _acknowledged(self, sequence: int) -> None:
+        while self.unacknowledged and self.unacknowledged[0][0] <= sequence:
+            self.unacknowledged.popleft()
+
+    def _send(self, message: list[bytes]) -> None:
+        if self.unsent or not self.channel.send(ROUTER, message):
+            self.unsent.append(message)
+
+    def _send_waiting(self) -> None:
+        while self.unsent and self.channel.send(ROUTER, self.unsent[0]):
+            self.unsent.popleft()
+
+    def _flush(self) -> None:
+        """Send the results so far. Needs the lock."""
+        if not self.results and not self.recalled:
+            return
+        results, self.results = self.results, []
+        segments, self.segments = self.segments, []
+        recalled, self.recalled = self.recalled, []
+        self.first_result = NEVER
+        self.sequence += 1
+        message = [p.pack(p.DONE, (self.sequence, results, recalled)), *segments]
+        self.unacknowledged.append((self.sequence, message))
+        if self.connected:
+            self._send(message)
+
+    def _next_deadline(self) -> Nanoseconds:
+        return self.first_result + RESULT_DELAY_NS if self.first_result < NEVER else NEVER
+
+    def _on_deadline(self, now: Nanoseconds) -> None:
+        self._flush()
+
+    # -- tasks (main thread) ------------------------------------------------------------------------------------------
+    def run(self) -> int:
+        """Until asked to stop. Returns: the exit code."""
+        channel = self.channel
+        while self.stop is None:
+            channel.wait(self._has_work)
+            if self.stop is None and self._modules_changed():
+                self.stop = EXIT_CHANGED
+            while self.stop is None and (task := self._next()) is not None:
+                self._run_one(task)
+                if len(self.results) >= RESULTS_PER_FRAME:
+                    with channel.lock:
+                        self._flush()
+            task = None
+            self._modules.note_new()
+            self.word.clear()
+            with channel.lock:
+                self._flush()
+        self._farewell()
+        return self.stop
+
+    def _has_work(self) -> bool:
+        return bool(self.inbox) or self.stop is not None
+
+    def _next(self) -> Held | None:
+        with self.channel.lock:
+            try:
+                _, self.running = self.inbox.popitem(last=False)
+            except KeyError:
+                return None
+            return self.running
+
+    def _run_one(self, task: Held) -> None:
+        self.word.set(task.client, task.number)
+        began = time.monotonic_ns()
+        function = self.functions[task.digest]
+        if self._context is not function.wire.path:
+            self._enter(function.wire)
+        self._add_result(task, run(function.call, task.payload, task.segments, task.flags), began)
+
+    def _add_result(self, task: Held, outcome: tuple[int, bytes, payload.Segments], began: Nanoseconds) -> None:
+        status, data, segments = outcome
+        now = time.monotonic_ns()
+        result = (task.client, task.number, status, data, now - began, len(segments) if segments else 0)
+        with self.channel.lock:  # the background thread may send what is there at any moment
+            if segments:
+                self.segments += segments
+            self.results.append(result)
+            self.running = None
+            if self.inbox and self.first_result == NEVER:
+                self.first_result = now
+                self.channel.kick()
+
+    # -- surroundings -------------------------------------------------------------------------------------------------
+    def _enter(self, wire: p.Function) -> None:
+        """Make the client's modules and files visible."""
+        self._context = wire.path
+        path = [*wire.path, *(entry for entry in self._base_path if entry not in wire.path)]
+        if sys.path != path:
+            sys.path[:] = path
+        try:
+            if wire.cwd and os.getcwd() != wire.cwd:
+                os.chdir(wire.cwd)
+        except OSError:
+            pass  # not there any more: relative paths will say so
+
+    def _modules_changed(self) -> bool:
+        """Has a file changed that a user's module was imported from? Asked at most once a second."""
+        now = time.monotonic_ns()
+        if now - self._modules_checked < CHECK_MODULES_NS:
+            return False
+        self._modules_checked = now
+        return self._modules.changed()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+    def _farewell(self) -> None:
+        """Give back what was not started and see that the results arrive; bounded."""
+        with self.channel.lock:
+            while self.inbox:
+                task_id, _ = self.inbox.popitem(last=False)
+                self.recalled.append((*task_id, True))
+            self._flush()
+            self._send([p.pack(p.LEAVE, [])])
+        if self.connected:
+            self.channel.wait(lambda: not self.unacknowledged, FAREWELL_S)
+        self.channel.close()
+
+
+def main(arguments: list[str]) -> int:
+    global current_worker
+    directory, name = arguments[0], arguments[1]
+    spec = load_spec(directory)
+    os.environ["ZCLUSTER_DIRECTORY"] = spec.directory
+    os.environ["ZCLUSTER_NAME"] = spec.name
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    exit_with_owner()
+    worker = current_worker = Worker(spec, name)
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        """Between tasks: leave in order. Inside one: at once; it is run again elsewhere, and nobody is charged."""
+        if worker.running is None:
+            worker.stop = 0
+            worker.channel.kick(recheck=True)
+        else:
+            worker.word.clear()
+            leave_now(0)
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # ours to ignore, not what our children inherit
+    return worker.run()
+
+
+def leave_now(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    # As `__main__` this module would be a second copy, unknown to pools that are opened inside tasks.
+    sys.exit(importlib.import_module("zcluster.tasks.worker").main(sys.argv[1:]))
