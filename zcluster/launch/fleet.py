@@ -34,6 +34,7 @@ COMMANDS: Commands = DEFAULT_COMMANDS
 """What supervisors started by this process use. Tests put small stand-ins here."""
 
 ROUTER: Final = "router"
+SUPERVISOR_YOUNG_S: Final = 10
 MS: Final = 1_000_000
 
 
@@ -198,13 +199,10 @@ class Fleet:
         child.asked_to_die = False
 
     def adopt(self, now: int) -> list[Child]:
-        """Take over what an earlier supervisor has left; stale run files go. Strays of the cluster are killed.
-
-        A stray was started by a supervisor that died before writing the run file: it leads a session, and its run id
-        is in no run file (a subprocess of a worker carries that of the worker).
-        """
+        """Take over what an earlier supervisor has left; stale run files go, strays are killed (see `end_strays`)."""
         known = system.read_run_files(self.spec.path)
-        earlier_supervisor = known.pop("supervisor", None)
+        known.pop("supervisor", None)
+        self.end_strays({identity.run_id for identity in known.values()})
         for name, identity in known.items():
             found = Process.adopt(identity)
             child = self.children.get(name)
@@ -218,15 +216,25 @@ class Fleet:
                 child.process = found
                 stat = found.stat()
                 child.started = now - int(stat.age_seconds * 1000 if stat else 0) * MS
-        if known or earlier_supervisor is not None:
-            run_ids = {identity.run_id for identity in known.values()}
-            for pid, marks in system.find_processes(self.spec.directory):
-                stat = system.read_stat(pid)
-                leads = stat is not None and stat.session == pid
-                child_of_ours = marks.get("ZCLUSTER_PROCESS", "supervisor") != "supervisor"
-                if leads and child_of_ours and marks.get("ZCLUSTER_RUN_ID") not in run_ids:
-                    system.kill_pid(pid)
         return self.living()
+
+    def end_strays(self, run_ids: set[str]) -> None:
+        """Kill processes of this cluster that no run file names; they would share its sockets and data with ours.
+
+        A supervisor that was killed between starting a child and writing it down leaves one; somebody who removes the
+        directory of a running cluster leaves all, the old supervisor included (a young one may just wait for our lock).
+        What a worker has started is not meant: it carries the worker's run id.
+        """
+        strays = []
+        for pid, marks in system.find_processes(self.spec.directory):
+            stat = system.read_stat(pid)
+            if stat is None or stat.session != pid or marks["ZCLUSTER_RUN_ID"] in run_ids:
+                continue
+            name = marks.get("ZCLUSTER_PROCESS")
+            if name is not None and (name != "supervisor" or stat.age_seconds > SUPERVISOR_YOUNG_S):
+                strays.append((name != "supervisor", pid))
+        for _, pid in sorted(strays):  # supervisors first: they would start the others again
+            system.kill_pid(pid)
 
     def collect(self, child: Child, now: int) -> str:
         """After the process has exited: empty the slot and decide what follows. Returns: how it died."""

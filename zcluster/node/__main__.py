@@ -180,6 +180,7 @@ def check_usable(found: RecoveredStore, spec: ClusterSpec, node: str) -> None:
 def take_incarnation(writer: Writer, wakeup: Wakeup, incarnation: int, found: RecoveredStore) -> None:
     """Make the new incarnation durable before anything is said under it. Raises: StorageError."""
     writer.submit(WriteBatch(seq=0, incarnation=incarnation, hard_state=found.hard_state))
+    writer.pump()
     while not (completion := writer.completed()).syncs:
         if completion.error is not None:
             raise completion.error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from zcluster.transport.liveness import ProcessWatch
 from zcluster.transport.peers import Envelope
 from zcluster.types import ReplicaId
@@ -27,7 +25,7 @@ class DeathWatch:
         self._watched[envelope.sender] = (envelope.incarnation, ProcessWatch(envelope.pid, envelope.start_ticks))
         return True
 
-    def descriptors(self) -> Iterable[int]:
+    def descriptors(self) -> list[int]:
         """Descriptors to poll: those of processes not yet known to be dead."""
         return [watch.fd for _, watch in self._watched.values() if watch.fd >= 0 and not watch.dead]
 

@@ -3,8 +3,9 @@
     poll once -> drain many (peers, clients, snapshots, wake-ups) -> sample the clock -> feed the replica -> one `turn`
     -> carry out its effects: messages to peers first, then the disk, then replies
 
-One thread owns all sockets. Two kinds of helper threads touch files only: the log writer and, while a checkpoint is
-being written or received, one more; they report through an eventfd. So a stalled disk never stops heartbeats.
+One thread at a time runs the loop and owns all sockets. It syncs the log by itself, after the messages to peers have
+left; while a sync takes long, a stand-in runs the loop (see `standin`). Helper threads touch files only: one tidies the
+log, and one writes or receives a checkpoint; they report through an eventfd. So a stalled disk never stops heartbeats.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from zcluster.node.deaths import DeathWatch
 from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
 from zcluster.node.replica import Effects, Replica
+from zcluster.node.standin import StandIn
 from zcluster.storage.checkpoint import BackgroundCheckpoint, prune
 from zcluster.storage.disk import Disk
 from zcluster.storage.recover import Store
@@ -108,6 +110,7 @@ class Server:
         self._death_fds: list[int] = []
         self._death_seen = False
         self._encode = msgspec.msgpack.Encoder().encode
+        self._standin = StandIn(self._turn, wakeup.set)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop cleanly."""
@@ -119,6 +122,7 @@ class Server:
             self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
             while not self._stopping:
                 self._turn()
+                self._pump_log()
             self._stop()
         finally:
             self._close()
@@ -133,7 +137,7 @@ class Server:
         """Wait for something to happen (at most until `until`) and let it take effect."""
         if self._poller_stale:
             self._update_poller()
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), until)
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), self._writer.next_deadline(), until)
         before = monotonic()
         busy = self._pump() or self._maintaining
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
@@ -153,6 +157,16 @@ class Server:
         self._carry_out(self.replica.turn(now, _wall_ms()))
         if self._maintaining and not events:
             self._maintaining = self.replica.machine.maintain()
+
+    def _pump_log(self) -> None:
+        """Write and sync what the turn has submitted, and let what follows from that take effect."""
+        if not self._writer.waiting():
+            return
+        self._standin.cover(self._writer.pump)
+        if self._writer.completed().seq != self._persisted_seq:
+            now = monotonic()
+            self._feed(now, (), ())
+            self._carry_out(self.replica.turn(now, _wall_ms()))
 
     def _feed(self, now: Nanoseconds, peer_messages: Any, requests: Any) -> None:
         replica = self.replica
@@ -227,7 +241,7 @@ class Server:
     def _update_poller(self) -> None:
         """Poll exactly the descriptors that matter now."""
         wanted: set[Any] = {self._peers.inbound, self._clients.socket, self._receiver.socket, self._wakeup.fd}
-        self._death_fds = list(self._deaths.descriptors())
+        self._death_fds = self._deaths.descriptors()
         wanted.update(self._death_fds)
         wanted.update(self._senders.sockets())
         if wanted != self._watched:
@@ -286,8 +300,9 @@ class Server:
         until = now + HANDOVER_MAX
         try:
             self.replica.core.transfer_leadership(0, now)
-            while self.replica.core.is_leader and monotonic() < until:
+            while self.replica.core.is_leader and self._deaths.descriptors() and monotonic() < until:
                 self._turn(until)
+                self._pump_log()
         except (NotLeader, InvalidInput):
             pass
         until = monotonic() + STOP_MAX
@@ -295,10 +310,12 @@ class Server:
         self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
         while self.replica.capturing and monotonic() < until:
             self._turn(until)
+            self._pump_log()
         self._writer.close(clean=True)
         journal(self._node, "stopped")
 
     def _close(self) -> None:
+        self._standin.close()
         if self._capture is not None:
             self._capture[2].abort()
         self._senders.close()

@@ -62,6 +62,9 @@ class WriterPolicy:
         self._submitted = batch.seq
         self._waiting.append(batch)
 
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
     def take(self) -> list[WriteBatch]:
         """The batches of the next write, in order; empty if nothing waits."""
         group: list[WriteBatch] = []

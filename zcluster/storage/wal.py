@@ -116,6 +116,15 @@ class Wal:
         return self._offset - self._synced
 
     @property
+    def untidy(self) -> bool:
+        """Whether `prepare` has work: too few zeros are left ahead of the next write."""
+        return (
+            self._link is None
+            and self._filled < self.segment_bytes
+            and self._filled - self._offset < ZERO_FILL_BYTES // 2
+        )
+
+    @property
     def segment_count(self) -> int:
         return len(self._segments)
 
@@ -174,9 +183,7 @@ class Wal:
 
     def prepare(self) -> bool:
         """Fill the next chunk with zeros if little is left; for idle moments. Returns whether there was work."""
-        if self._link is not None or self._filled >= self.segment_bytes:
-            return False
-        if self._filled - self._offset >= ZERO_FILL_BYTES // 2:
+        if not self.untidy:
             return False
         count = min(ZERO_FILL_BYTES, self.segment_bytes - self._filled)
         self._attempt("fill", self.active_path, lambda: self.disk.pwritev(self._handle, [_ZEROS[:count]], self._filled))

@@ -1,8 +1,8 @@
 """The write buffer: group commit around the log.
 
 `policy.WriterPolicy` decides, and is pure: what goes into the next write, whether a sync follows, what is acknowledged
-when. `Writer` is a dumb thread that does as it is told, `InlineWriter` the same without a thread for tests and the
-simulator.
+when. `Writer` does as it is told, in the loop's own thread, with a helper for what can wait; `InlineWriter` is the same
+without a helper, for tests and the simulator.
 
     mode          acknowledged              synced
     fsync         after the sync            after every write
@@ -16,8 +16,8 @@ Everything that waits when the thread is free goes into one write and one sync (
 nothing waits for company. A failed write or sync is never tried again: the error is in `completed()`, and nothing is
 acknowledged or accepted afterwards. The node must stop.
 
-Threads: `submit`, `trim` and `close` belong to the event loop; `completed` may be read by anyone; `notify` is called in
-the writer's thread. The interpreter lock is released during the write and the sync.
+Threads: `submit`, `pump`, `trim` and `close` belong to whoever runs the event loop; `completed` may be read by anyone.
+The interpreter lock is released during the write and the sync.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Final, Protocol
 
 import msgspec
@@ -36,9 +36,10 @@ from zcluster.storage.policy import Durability, WriterPolicy
 from zcluster.storage.wal import Wal
 from zcluster.types import NEVER, Index, Nanoseconds, WriteBatch
 
-__all__ = ["Completion", "Durability", "InlineWriter", "LogWriter", "Writer", "WriterPolicy"]
+SEAL_AFTER: Final[Nanoseconds] = 50_000_000
+"""Quiet for so long after a write: leave proof on disk that it was synced."""
 
-_NANOSECONDS: Final = 1_000_000_000
+__all__ = ["Completion", "Durability", "InlineWriter", "LogWriter", "Writer", "WriterPolicy"]
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ class _Executor:
     def __init__(self, wal: Wal, durability: str, notify: Callable[[], None], clock: Callable[[], int]) -> None:
         self.policy = WriterPolicy(Durability.parse(durability))
         self.completion = Completion(error=wal.failed)
+        self.quiet = False  # whoever waits for the completion is the one who makes it
         self._wal = wal
         self._notify = notify
         self._clock = clock
@@ -156,7 +158,8 @@ class _Executor:
             policy.unsynced_since,
             policy.unsynced_bytes,
         )
-        self._notify()
+        if not self.quiet:
+            self._notify()
 
     def _guard(self, action: Callable[[], None]) -> None:
         """The first failure, ours included, is the last thing that happens."""
@@ -171,28 +174,64 @@ class _Executor:
 
 
 class Writer:
-    """The writer with a thread of its own.
+    """The log writer of a node: written by the event loop itself, tidied by a thread.
+
+    `pump`, called at the end of a turn, writes and syncs what was submitted in the calling thread: a hand-over to
+    another thread and back costs as much as half a sync. What nobody waits for (zero-filling ahead, trimming, the proof
+    of the last sync) is done by a helper thread; while that has the disk, `pump` returns at once and the helper takes
+    over what is submitted meanwhile. So no call ever waits for more than its own write.
 
     Args:
         wal: owned from here on.
         durability: "fsync" | "interval:MS" | "none".
-        notify: called in the writer's thread whenever `completed()` has changed; must only wake the event loop.
+        notify: called whenever `completed()` has changed, in whichever thread changed it.
     """
 
     def __init__(
         self, wal: Wal, durability: str, notify: Callable[[], None], clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._executor = _Executor(wal, durability, notify, clock)
+        self._wal = wal
         self._clock = clock
-        self._queue: SimpleQueue[WriteBatch | _Trim | _Close] = SimpleQueue()
+        self._disk = threading.Lock()  # whoever holds it may touch the log
+        self._commands: SimpleQueue[_Tidy | _Trim | _Close] = SimpleQueue()
+        self._tidying = False
+        self._seal_at: Nanoseconds = NEVER
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="zcluster-log-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="zcluster-log-helper", daemon=True)
         self._thread.start()
 
     def submit(self, batch: WriteBatch) -> None:
-        """Queue one batch; never blocks. Raises: StorageError after a failure, Closed after `close`."""
+        """Queue one batch for the next `pump`. Raises: StorageError after a failure, Closed after `close`."""
         self._check_open()
-        self._queue.put(batch)
+        self._executor.policy.submit(batch)
+
+    def waiting(self) -> bool:
+        """Whether `pump` has anything to do now."""
+        return self._executor.policy.waiting() or self.next_deadline() <= self._clock()
+
+    def pump(self) -> None:
+        """Write and sync what waits (and what is due), here and now, unless the helper has the disk and will."""
+        policy, now = self._executor.policy, self._clock()
+        while (policy.waiting() or policy.sync_deadline() <= now) and self._executor.completion.error is None:
+            if not self._disk.acquire(blocking=False):
+                return
+            self._executor.quiet = True
+            try:
+                self._work()
+            finally:
+                self._executor.quiet = False
+                self._disk.release()
+            self._seal_at = now + SEAL_AFTER
+        if self._wal.untidy or self._seal_at <= now:
+            self._seal_at = NEVER
+            if not self._tidying:
+                self._tidying = True
+                self._commands.put(_Tidy())
+
+    def next_deadline(self) -> Nanoseconds:
+        """When `pump` wants to be called although nothing is submitted; NEVER if not at all."""
+        return min(self._executor.policy.sync_deadline(), self._seal_at)
 
     def completed(self) -> Completion:
         return self._executor.completion
@@ -200,13 +239,13 @@ class Writer:
     def trim(self, keep_from: Index) -> None:
         """Let the log forget whole segments below `keep_from`, after everything submitted so far."""
         self._check_open()
-        self._queue.put(_Trim(keep_from))
+        self._commands.put(_Trim(keep_from))
 
     def close(self, clean: bool) -> None:
         """Write out what is queued, end the thread, close the log; see `LogWriter`."""
         if not self._closed:
             self._closed = True
-            self._queue.put(_Close(clean))
+            self._commands.put(_Close(clean))
             self._thread.join()
 
     def _check_open(self) -> None:
@@ -216,39 +255,38 @@ class Writer:
         if self._closed:
             raise Closed("the log writer is closed")
 
-    def _run(self) -> None:
-        executor = self._executor
-        while True:
-            commands = self._drain()
-            executor.run()
-            for command in commands:
-                if isinstance(command, _Close):
-                    executor.close(command.clean)
-                    return
-                executor.trim(command.keep_from)
-            executor.tick(self._clock())
-            if self._queue.empty():
-                executor.idle()
+    def _work(self) -> None:
+        self._executor.run()
+        self._executor.tick(self._clock())
 
-    def _drain(self) -> list[_Trim | _Close]:
-        """Wait for something to do (or for a sync to be due), then take all there is. Batches go to the policy; what
-        else is in the queue is returned, to be done after them (a trim only ever concerns what is long written)."""
-        commands: list[_Trim | _Close] = []
-        queue = self._queue
-        deadline = self._executor.policy.sync_deadline()
-        try:
-            if deadline == NEVER:
-                item = queue.get()
-            else:
-                item = queue.get(timeout=max(deadline - self._clock(), 0) / _NANOSECONDS)
-            while True:
-                if isinstance(item, WriteBatch):
-                    self._executor.policy.submit(item)
+    def _run(self) -> None:
+        """The helper: one command at a time, and whatever was submitted while it had the disk."""
+        while True:
+            command = self._commands.get()
+            with self._disk:
+                if isinstance(command, _Close):
+                    self._executor.close(command.clean)
+                    return
+                self._work()
+                if isinstance(command, _Trim):
+                    self._executor.trim(command.keep_from)
                 else:
-                    commands.append(item)
-                item = queue.get_nowait()
-        except Empty:
-            return commands
+                    self._executor.idle()
+                    self._tidying = False
+            # Only now can `pump` get the disk again; what it could not write meanwhile is ours to write.
+            while (
+                self._executor.policy.waiting()
+                and self._executor.completion.error is None
+                and self._disk.acquire(blocking=False)
+            ):
+                try:
+                    self._work()
+                finally:
+                    self._disk.release()
+
+
+class _Tidy(msgspec.Struct, frozen=True):
+    """Fill in zeros ahead, leave proof of the last sync."""
 
 
 class _Trim(msgspec.Struct, frozen=True):

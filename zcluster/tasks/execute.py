@@ -22,7 +22,7 @@ def run(
         function = find()
         arguments = payload.load(data, segments)
         if flags & CHUNK:
-            value: Any = run_chunk(function, arguments)
+            value: Any = run_chunk(function, arguments[0])
         elif flags & KEYWORDS:
             value = function(*arguments[0], **arguments[1])
         else:

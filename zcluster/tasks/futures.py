@@ -123,7 +123,7 @@ class TaskFuture(Future[T], Call):
             try:
                 raise self._exception
             finally:
-                self = None  # type: ignore[assignment]  # or the traceback would keep us, and we keep it
+                self = None  # type: ignore[assignment]  # noqa: PLW0642 or the traceback keeps us, and we keep it
         if self._state is CANCELLED:
             raise CancelledError()
         return self._result  # type: ignore[no-any-return]

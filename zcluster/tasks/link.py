@@ -27,6 +27,7 @@ from zcluster.errors import Closed, Conflict, Error
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
 from zcluster.tasks.execute import run
+from zcluster.tasks.payload import Segments
 from zcluster.transport.liveness import start_ticks
 from zcluster.transport.sockets import Security
 from zcluster.types import MS, NEVER, Nanoseconds
@@ -57,12 +58,12 @@ class Call:
     number: int
     function: p.Function
     payload: bytes
-    segments: payload.Segments
+    segments: Segments
     flags: int
     sent = False
     claim: Callable[[Any], None] | None = None  # what to do once the router has given the task back; see `Link.claim`
 
-    def settle(self, status: int, data: bytes, segments: payload.Segments) -> None:
+    def settle(self, status: int, data: bytes, segments: Segments) -> None:
         """The result. With the lock held."""
         raise NotImplementedError
 
@@ -214,7 +215,7 @@ class Link:
             self.refused = Conflict(body[0])
             self._fail_all(self.refused)
 
-    def _news(self, news: p.News, segments: list[payload.Segments]) -> None:
+    def _news(self, news: p.News, segments: list[Segments]) -> None:
         calls, uses = self.calls, self._uses
         for (number, status, data, _), parts in zip(news.results, segments, strict=True):
             call = calls.pop(number, None)
@@ -281,7 +282,7 @@ class Link:
         return True
 
     def claim(self, call: Call, then: Callable[[Call], None]) -> None:
-        """Ask the router to give a task back that has not been started; `then(call)` is called (with the lock) if so."""
+        """Ask the router to give a task back if nobody has started it; then `then(call)` is called, with the lock."""
         with self.channel.lock:
             if call.done() or call.number not in self.calls:
                 return
@@ -382,6 +383,6 @@ def _current_worker() -> Any:
     return getattr(sys.modules["zcluster.tasks.worker"], "current_worker", None)
 
 
-def run_call(call: Call) -> tuple[int, bytes, payload.Segments]:
+def run_call(call: Call) -> tuple[int, bytes, Segments]:
     """Run a task in this process as a worker would. Never raises."""
     return run(lambda: payload.load(call.function.blob, None), call.payload, call.segments, call.flags)

@@ -27,12 +27,12 @@ def assert_nothing_left(home: Path) -> None:
     assert not sockets.exists() or os.listdir(sockets) == []
 
 
-def script(home: Path, body: str) -> subprocess.Popen[str]:
+def script(home: Path, body: str, commands: object = COMMANDS) -> subprocess.Popen[str]:
     """A user's program, without a `__main__` guard, that makes a LocalCluster `cluster` and then runs `body`."""
     head = f"""
         import os, signal, sys
         from zcluster.launch import fleet
-        fleet.COMMANDS = {COMMANDS!r}
+        fleet.COMMANDS = {commands!r} or fleet.COMMANDS
         from zcluster.launch.local import LocalCluster
         cluster = LocalCluster(nodes=2)
         print(cluster.directory, flush=True)

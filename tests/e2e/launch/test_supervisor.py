@@ -16,9 +16,11 @@ import pytest
 from tests.e2e.launch.conftest import kill_supervisor, pids, started_below, until
 from zcluster.config import load_spec, make_settings
 from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.launch import fleet
 from zcluster.launch import process as system
 from zcluster.launch.cluster import Cluster, clusters, create, down, up
 from zcluster.launch.control import Control, spawn_supervisor
+from zcluster.launch.fleet import Fleet
 
 pytestmark = pytest.mark.slow
 
@@ -309,6 +311,18 @@ def test_child_that_no_run_file_names_is_ended_at_adoption(cluster: Cluster) -> 
     cluster.wait("healthy")
     until(lambda: system.living(stray) is None)
     assert pids(cluster)["n1.w1"] != stray.pid
+
+
+def test_directory_removed_under_a_running_cluster(
+    cluster: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next `up` there must not share sockets with what still runs."""
+    old = set(started_below(home))
+    system.remove_tree(cluster.directory)
+    monkeypatch.setattr(fleet, "SUPERVISOR_YOUNG_S", 0)
+    spec = create("default", make_settings())
+    Fleet(spec, owner=None, commands={}).adopt(0)
+    until(lambda: not old & set(started_below(home)))
 
 
 def test_stale_run_file_with_a_reused_pid_harms_nobody(home: Path) -> None:

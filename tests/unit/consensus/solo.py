@@ -43,16 +43,18 @@ class Solo:
         settings: Settings | None = None,
         seed: int = 0,
         auto: bool = True,
+        incarnation: int = 1,
+        now: int = 1_000 * MS,
         **flags: Any,
     ) -> None:
-        self.now = 1_000 * MS
+        self.now = now
         recovered = Recovered(
             hard_state=HardState(term, voted_for),
             configuration=flags.pop("configuration", Configuration(tuple(voters))),
             entries=log,
             **flags,
         )
-        self.core = Raft(replica_id, 1, settings or Settings(), recovered, random.Random(seed), self.now)
+        self.core = Raft(replica_id, incarnation, settings or Settings(), recovered, random.Random(seed), self.now)
         self.auto = auto
         self.sent: list[tuple[int, AnyMessage]] = []
         self.kept: list[tuple[int, int, AnyMessage]] = []

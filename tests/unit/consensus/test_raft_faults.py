@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.unit.consensus.network import Network
 
+from tests.unit.consensus.network import Network
 from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, ConfigChange, Settings
 from zcluster.errors import Error
 from zcluster.types import MS

@@ -12,7 +12,7 @@ from zcluster.types import MS, Entry, HardState, WriteBatch
 
 TIMEOUT = 600 * MS
 
-# -- the follower -------------------------------------------------------------------------------------------------------
+# -- the follower ------------------------------------------------------------------------------------------------------
 
 
 def test_acknowledgement_waits_for_the_disk_and_one_serves_a_turn() -> None:
@@ -132,7 +132,7 @@ def test_s5_3_figure_7_every_follower_is_brought_to_the_leaders_log(name: str, b
     assert rejections <= 3, "hints go back by whole terms"
 
 
-# -- the leader -------------------------------------------------------------------------------------------------------
+# -- the leader --------------------------------------------------------------------------------------------------------
 
 
 def test_a_turn_of_the_leader_puts_out_exactly_this() -> None:

@@ -32,7 +32,7 @@ def config_entry(index: int, term: int, voters: tuple[int, ...], learners: tuple
     return Entry(index, term, KIND_CONFIG, msgspec.msgpack.encode(Configuration(voters, learners, index)))
 
 
-# -- membership -----------------------------------------------------------------------------------------------------------
+# -- membership --------------------------------------------------------------------------------------------------------
 
 
 def test_2015_no_change_before_a_commit_in_the_current_term() -> None:
@@ -64,8 +64,9 @@ def test_a_change_is_in_force_on_append_and_only_one_is_uncommitted() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [(ADD_LEARNER, 2), (PROMOTE, 2), (PROMOTE, 9), (REMOVE, 9), (ADD_LEARNER, 0), (ADD_LEARNER, 1 << 16), ("", 4)]
-)  # fmt: skip
+    "change",
+    [(ADD_LEARNER, 2), (PROMOTE, 2), (PROMOTE, 9), (REMOVE, 9), (ADD_LEARNER, 0), (ADD_LEARNER, 1 << 16), ("", 4)],
+)
 def test_changes_that_make_no_sense_are_refused(change: tuple[str, int]) -> None:
     solo = Solo()
     solo.lead()
@@ -164,7 +165,7 @@ def test_a_cluster_grows_and_shrinks_under_load() -> None:
     assert network.core(4).is_leader
 
 
-# -- transfer -----------------------------------------------------------------------------------------------------------
+# -- transfer ----------------------------------------------------------------------------------------------------------
 
 
 def test_transfer_brings_the_target_up_first_and_refuses_proposals() -> None:
@@ -237,7 +238,7 @@ def test_transfer_takes_milliseconds(seed: int) -> None:
     assert network.now - start < 10 * MS
 
 
-# -- snapshots ----------------------------------------------------------------------------------------------------------
+# -- snapshots ---------------------------------------------------------------------------------------------------------
 
 
 def meta_of(index: int, epoch: int, voters: tuple[int, ...] = (1, 2, 3)) -> SnapshotMeta:
@@ -346,7 +347,7 @@ def test_a_slow_follower_catches_up_after_compaction(retained: int) -> None:
     assert (network.nodes[slow].disk.snapshot is not None) == (retained == 0)
 
 
-# -- repair -------------------------------------------------------------------------------------------------------------
+# -- repair ------------------------------------------------------------------------------------------------------------
 
 
 def test_acknowledgements_of_a_damaged_replica_do_not_count_until_it_is_told_that_it_is_whole() -> None:

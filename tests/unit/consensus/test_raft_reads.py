@@ -116,7 +116,7 @@ def test_reads_fail_when_leadership_ends() -> None:
         solo.core.read_barrier(3, solo.now)
 
 
-# -- leases -------------------------------------------------------------------------------------------------------------
+# -- leases ------------------------------------------------------------------------------------------------------------
 
 
 def answered_by_lease(solo: Solo, token: int = 99) -> bool:
@@ -216,7 +216,7 @@ def test_a_restarted_follower_keeps_the_lease_promise_of_its_former_life() -> No
     assert network.leader() in (a, b)
 
 
-# -- bounded ------------------------------------------------------------------------------------------------------------
+# -- bounded -----------------------------------------------------------------------------------------------------------
 
 
 def test_bounded_reads_rest_on_the_last_confirmed_round() -> None:

@@ -7,6 +7,7 @@ Two views of everything: `current` is what processes see (the page cache), `dura
 * Names: creations, renames and removals become durable, in order, at `fsync_directory` of that directory; a power cut
   keeps some prefix of the rest (or nothing).
 * `kill()` ends the process only: `current` stays.
+* `observer` is handed a copy of the disk in the middle of every changing operation, to cut the power there and look.
 * Faults: `fail(operation, errno, ...)` makes the next such call fail, `capacity` makes the disk full, `stop_at` cuts
   the power in the middle of the n-th changing operation (a write may have reached the page cache in part), `flip`,
   `overwrite` and `cut` damage what is there.
@@ -56,13 +57,33 @@ class Inode:
         self.durable[begin:end] = self.current[begin:end]
 
 
+@dataclass(frozen=True)
+class NameChange:
+    """source None: the creation of `inode` as `target`; target None: a removal; else a rename."""
+
+    source: Path | None
+    target: Path | None
+    inode: Inode | None = None
+
+    @property
+    def directory(self) -> Path:
+        path = self.source or self.target
+        assert path is not None
+        return path.parent
+
+    def apply(self, names: dict[Path, Inode]) -> None:
+        inode = self.inode if self.source is None else names.pop(self.source, None)
+        if inode is not None and self.target is not None:
+            names[self.target] = inode
+
+
 class FaultyDisk:
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
         self.current: dict[Path, Inode] = {}
         self.durable: dict[Path, Inode] = {}
         self.directories: set[Path] = set()
-        self.pending: list[tuple[Path, Callable[[dict[Path, Inode]], None]]] = []  # names not yet durable, in order
+        self.pending: list[NameChange] = []  # not yet durable, in order
         self.handles: dict[int, Inode] = {}
         self.paths: dict[int, Path] = {}
         self.locks: dict[int, Path] = {}
@@ -70,6 +91,7 @@ class FaultyDisk:
         self.operations = 0
         self.log: list[str] = []
         self.stop_at: int | None = None
+        self.observer: Callable[[FaultyDisk], None] | None = None
         self._next_handle = 3
         self._faults: list[tuple[str, int, str]] = []
 
@@ -91,8 +113,8 @@ class FaultyDisk:
         """What was not synced: keep "nothing", "all", or a "random" part of the sectors and a prefix of the names."""
         inodes = {id(inode): inode for inode in [*self.current.values(), *self.durable.values()]}
         names = {"nothing": 0, "all": len(self.pending), "random": self.random.randint(0, len(self.pending))}[keep]
-        for _, change in self.pending[:names]:
-            change(self.durable)
+        for change in self.pending[:names]:
+            change.apply(self.durable)
         for inode in inodes.values():
             for number in sorted(inode.dirty - inode.lost):
                 if keep == "all" or (keep == "random" and self.random.random() < 0.5):
@@ -124,12 +146,19 @@ class FaultyDisk:
         inode.dirty.clear()
 
     def copy(self) -> FaultyDisk:
-        """An independent disk with the same content (no handles, nothing pending)."""
-        twin = FaultyDisk()
+        """An independent disk in the same state: what is synced, what is not; no handles."""
+        twin = FaultyDisk(self.random.randrange(1 << 30))
         twin.directories = set(self.directories)
-        for path, inode in self.current.items():
-            twin.current[path] = Inode(bytearray(inode.current), bytearray(inode.current))
-        twin.durable = dict(twin.current)
+        twin.capacity = self.capacity
+        inodes = {
+            id(inode): Inode(bytearray(inode.current), bytearray(inode.durable), set(inode.dirty), set(inode.lost))
+            for inode in [*self.current.values(), *self.durable.values()]
+        }
+        twin.current = {path: inodes[id(inode)] for path, inode in self.current.items()}
+        twin.durable = {path: inodes[id(inode)] for path, inode in self.durable.items()}
+        for change in self.pending:
+            inode = None if change.inode is None else inodes.get(id(change.inode), Inode())
+            twin.pending.append(NameChange(change.source, change.target, inode))
         return twin
 
     # -- the Disk protocol --------------------------------------------------------------------------------------------
@@ -142,7 +171,7 @@ class FaultyDisk:
             if path.parent not in self.directories:
                 raise FileNotFoundError(errno.ENOENT, "no such directory", str(path))
             inode = Inode()
-            self._rename_later(path.parent, lambda names: names.__setitem__(path, inode))
+            self._rename_later(NameChange(None, path, inode))
         return self._handle(self.current[path], path)
 
     def close(self, handle: int) -> None:
@@ -157,17 +186,13 @@ class FaultyDisk:
     def pwritev(self, handle: int, buffers: Sequence[Buffer], offset: int) -> None:
         inode, path = self.handles[handle], self.paths[handle]
         data = b"".join(buffers)
-        try:
-            self._change("pwritev", path)
-            if self.capacity is not None:
-                used = sum(len(other.current) for other in self.current.values())
-                room = self.capacity - used + max(len(inode.current) - offset, 0)
-                if len(data) > room:
-                    self._store(inode, data[: max(room, 0)], offset)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except PowerCut:
-            self._store(inode, data[: self.random.randint(0, len(data))], offset)
-            raise
+        self._change("pwritev", path, data, offset)
+        if self.capacity is not None:
+            used = sum(len(other.current) for other in self.current.values())
+            room = max(self.capacity - used + max(len(inode.current) - offset, 0), 0)
+            if len(data) > room:
+                self._store(inode, data[:room], offset)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         self._store(inode, data, offset)
 
     def fdatasync(self, handle: int) -> None:
@@ -217,25 +242,20 @@ class FaultyDisk:
         self._change("rename", source)
         if source not in self.current:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
-
-        def change(names: dict[Path, Inode]) -> None:
-            if source in names:
-                names[target] = names.pop(source)
-
-        self._rename_later(source.parent, change)
+        self._rename_later(NameChange(source, target))
 
     def unlink(self, path: Path) -> None:
         self._change("unlink", path)
         if path not in self.current:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-        self._rename_later(path.parent, lambda names: names.pop(path, None))
+        self._rename_later(NameChange(path, None))
 
     def fsync_directory(self, directory: Path) -> None:
         self._change("fsync_directory", directory)
-        for parent, change in self.pending:
-            if parent == directory:
-                change(self.durable)
-        self.pending = [item for item in self.pending if item[0] != directory]
+        for change in self.pending:
+            if change.directory == directory:
+                change.apply(self.durable)
+        self.pending = [change for change in self.pending if change.directory != directory]
 
     def free_bytes(self, directory: Path) -> int:
         return 1 << 40
@@ -255,15 +275,22 @@ class FaultyDisk:
         self.paths[self._next_handle] = path
         return self._next_handle
 
-    def _rename_later(self, directory: Path, change: Callable[[dict[Path, Inode]], None]) -> None:
-        change(self.current)
-        self.pending.append((directory, change))
+    def _rename_later(self, change: NameChange) -> None:
+        change.apply(self.current)
+        self.pending.append(change)
 
-    def _change(self, operation: str, path: Path) -> None:
-        """Every call that changes something passes here: it is counted, may fail, may be the last."""
+    def _change(self, operation: str, path: Path, data: bytes = b"", offset: int = 0) -> None:
+        """Every call that changes something passes here: it is counted, observed, may fail, may be the last."""
         self.operations += 1
         self.log.append(f"{operation} {path.name}")
+        if self.observer is not None:
+            twin = self.copy()
+            if data and path in twin.current:
+                self._store(twin.current[path], data[: self.random.randint(0, len(data))], offset)
+            self.observer(twin)
         if self.stop_at is not None and self.operations >= self.stop_at:
+            if data and path in self.current:
+                self._store(self.current[path], data[: self.random.randint(0, len(data))], offset)
             raise PowerCut(f"operation {self.operations}: {operation} {path.name}")
         self._maybe_fail(operation, path)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.storage.faulty_disk import FaultyDisk, PowerCut
+from tests.unit.storage.faulty_disk import FaultyDisk
 from tests.unit.storage.stores import CHECKPOINTS, IDENTITY, ROOT, Node, entry, meta, open_at
 from zcluster.errors import StorageError
 from zcluster.storage.checkpoint import CheckpointFile, CheckpointReceiver, CheckpointWriter, list_checkpoints, prune
@@ -182,12 +182,16 @@ class Life:
         assert any(model.admits(found) for model in candidates), (found, candidates[-1])
 
 
-def live(disk: FaultyDisk, durability: str) -> Life:
-    life = Life(disk, durability)
-    try:
-        life.run()
-    except PowerCut:
-        pass
+Look = Callable[[int, FaultyDisk, "Life"], None]
+
+
+def live(durability: str, look: Look | None = None, disk: FaultyDisk | None = None) -> Life:
+    """A whole life; `look(n, disk, life)` sees the disk as it is in the middle of the n-th operation."""
+    life = Life(disk or FaultyDisk(), durability)
+    if look is not None:
+        life.disk.observer = lambda twin: look(life.disk.operations, twin, life)
+    life.run()
+    life.disk.observer = None
     return life
 
 
@@ -200,74 +204,58 @@ def reopen(disk: FaultyDisk, life: Life, boot: str = "boot-2") -> RecoveredStore
     return store.recovered
 
 
-def operations(durability: str) -> int:
-    disk = FaultyDisk()
-    Life(disk, durability).run()
-    return disk.operations
-
-
-@pytest.mark.parametrize("keep", ["nothing", "all", "random"])
-def test_a_power_cut_at_any_operation_loses_nothing_acknowledged(keep: str) -> None:
-    total = operations("fsync")
-    assert total > 400
-    for stop_at in range(1, total + 1):
-        disk = FaultyDisk(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, "fsync")
+@pytest.mark.parametrize(("keep", "stride"), [("nothing", 2), ("all", 3), ("random", 1)])
+def test_a_power_cut_at_any_operation_loses_nothing_acknowledged(keep: str, stride: int) -> None:
+    def look(operation: int, disk: FaultyDisk, life: Life) -> None:
+        if operation % stride:
+            return
         disk.power_cut(keep)
         found = reopen(disk, life)
         life.check(found, exact=True)
         assert not found.suspect_tail
-        again = reopen(disk, life)  # opening is itself a change: it must not change what is found
-        assert (again.entries, again.checkpoint) == (found.entries, found.checkpoint)
+        if keep == "random" and operation % 3 == 0:  # opening is itself a change: it must not change what is found
+            again = reopen(disk, life)
+            assert (again.entries, again.checkpoint) == (found.entries, found.checkpoint)
+
+    assert live("fsync", look).disk.operations > 400
 
 
 @pytest.mark.parametrize("durability", ["fsync", "none"])
 def test_a_killed_process_loses_nothing_acknowledged_in_any_mode(durability: str) -> None:
-    for stop_at in range(1, operations(durability) + 1, 2):
-        disk = FaultyDisk(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, durability)
-        disk.kill()
-        life.check(reopen(disk, life), exact=True)
+    def look(operation: int, disk: FaultyDisk, life: Life) -> None:
+        if operation % 2:
+            life.check(reopen(disk, life), exact=True)
+
+    live(durability, look)
 
 
 @pytest.mark.parametrize("durability", ["interval:20", "none"])
 def test_a_power_cut_in_a_weak_mode_loses_a_suffix_but_no_vote(durability: str) -> None:
-    for stop_at in range(1, operations(durability) + 1):
-        disk = FaultyDisk(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, durability)
-        disk.power_cut("random" if stop_at % 2 else "nothing")
-        found = reopen(disk, life)
-        life.check(found, exact=False)
+    def look(operation: int, disk: FaultyDisk, life: Life) -> None:
+        disk.power_cut("random" if operation % 2 else "nothing")
+        life.check(reopen(disk, life), exact=False)
+
+    live(durability, look)
 
 
 def test_a_second_power_cut_during_recovery_changes_nothing() -> None:
-    for stop_at in range(1, operations("fsync") + 1, 7):
-        disk = FaultyDisk(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, "fsync")
-        disk.power_cut("random")
-        for second in range(1, 12):
-            twin = disk.copy()
-            twin.random.seed(second)
-            twin.stop_at = second
-            try:
-                reopen(twin, life)
-            except PowerCut:
-                pass
+    def look(operation: int, disk: FaultyDisk, life: Life) -> None:
+        def look_again(twin: FaultyDisk) -> None:
             twin.power_cut("random")
             life.check(reopen(twin, life), exact=True)
 
+        if operation % 7 == 0:
+            disk.power_cut("random")
+            disk.observer = look_again
+            reopen(disk, life)
+
+    live("fsync", look)
+
 
 def test_a_recovered_log_can_be_continued_over_another_power_cut() -> None:
-    for stop_at in range(5, operations("fsync") + 1, 5):
-        disk = FaultyDisk(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, "fsync")
-        if not life.created:
-            continue
+    def look(operation: int, disk: FaultyDisk, life: Life) -> None:
+        if operation % 7 or not life.created:
+            return
         disk.power_cut("random")
         node = Node(disk, boot="boot-2")
         found = node.store.recovered
@@ -279,10 +267,12 @@ def test_a_recovered_log_can_be_continued_over_another_power_cut() -> None:
         assert [e.index for e in after.entries if e.epoch == 99] == list(range(last + 1, last + 20))
         assert after.hard_state.term == found.hard_state.term + 1 and after.damage is None
 
+    live("fsync", look)
 
-def test_checkpoints_kept_are_two_and_the_log_reaches_back_to_the_older() -> None:
-    disk = FaultyDisk()
-    life = live(disk, "fsync")
+
+def test_two_checkpoints_are_kept_and_the_log_reaches_back_to_the_older() -> None:
+    life = live("fsync")
+    disk = life.disk
     disk.kill()
     newest, older = list_checkpoints(disk, CHECKPOINTS)
     disk.flip(newest.path, 30)
@@ -303,11 +293,7 @@ class NoSync(FaultyDisk):
 
 @pytest.mark.parametrize("kind", [NoDirectorySync, NoSync])
 def test_these_tests_notice_a_missing_sync(kind: type[FaultyDisk]) -> None:
-    total = operations("fsync")
-    for stop_at in range(total // 2, total, 10):
-        disk = kind(seed=stop_at)
-        disk.stop_at = stop_at
-        life = live(disk, "fsync")
-        disk.power_cut("nothing")
-        with pytest.raises((AssertionError, StorageError)):
-            life.check(reopen(disk, life), exact=True)
+    life = live("fsync", disk=kind())
+    life.disk.power_cut("nothing")
+    with pytest.raises((AssertionError, StorageError)):
+        life.check(reopen(life.disk, life), exact=True)

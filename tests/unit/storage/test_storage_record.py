@@ -121,14 +121,14 @@ def test_a_record_that_leaves_its_frame_is_corrupt(cut: int) -> None:
 
 
 @given(st.binary(max_size=600))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_garbage_never_raises_and_never_counts(data: bytes) -> None:
     scan = scan_frames(data + record.MAGIC + data, 0, DIGEST, 5)
     assert not scan.frames and not scan.damaged
 
 
 @given(st.lists(st.binary(max_size=50), min_size=1, max_size=6), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_damage_leaves_a_true_prefix(payloads: list[bytes], data: st.DataObject) -> None:
     good = row(*payloads)
     begin = data.draw(st.integers(0, len(good) - 1))

@@ -1,0 +1,264 @@
+"""Verbs that start and stop: up, down, stop, start, restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from zcluster.cli.context import App, pass_app
+from zcluster.cli.duration import DURATION
+from zcluster.cli.main import verb
+
+if TYPE_CHECKING:
+    from zcluster.launch.cluster import Cluster
+
+SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport")
+LOOK_S: Final = 1.0
+"""How often a foreground `up` looks whether its cluster still runs."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP while in the foreground: a clean stop, and no error."""
+
+
+@verb("up")
+@click.option("-n", "--nodes", type=int, metavar="N", help="Nodes (default 3).")
+@click.option("-w", "--workers", type=int, metavar="N", help="Workers a node (default 1).")
+@click.option("--engine", metavar="NAME", help="Consensus protocol: raft (default).")
+@click.option("--durability", metavar="MODE", help="fsync (default), interval:10ms, none.")
+@click.option("--balance", metavar="POLICY", help="round_robin (default), random, least_loaded, power_of_two.")
+@click.option("--transport", metavar="KIND", help="ipc (default), tcp.")
+@click.option("--wait", "wait_s", type=DURATION, default=30.0, metavar="TIME", help="Until it is ready (default 30s).")
+@click.option("-f", "--foreground", is_flag=True, help="Stay, show the logs; Ctrl-C stops the cluster, twice at once.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="In place of ./zcluster.toml.")
+@pass_app
+def up(app: App, wait_s: float, foreground: bool, config_file: Path | None, **flags: Any) -> None:
+    """Start a cluster, or find it running; return when it is ready.
+
+    A second `up` changes nothing and says so; with other settings it exits 6 and shows the difference. Nodes that were
+    killed, stopped or paused run again. Settings also come from ZCLUSTER_<SETTING>, ./zcluster.toml and
+    $XDG_CONFIG_HOME/zcluster/config.toml (see: zcluster config show --origin).
+    """
+    began = time.monotonic()
+    if foreground:
+        _on_end_signals()
+    given = _settings(app, flags, config_file)
+    app.transient(f'   starting cluster "{app.name}" …')
+    from zcluster.launch import cluster as launch
+
+    try:
+        cluster, report = launch.up(app.name, given, wait_s, lambda event, facts: _progress(app, event, facts))
+    except KeyboardInterrupt:
+        app.clear_transient()
+        if foreground:
+            app.say("stopping")
+            launch.down(app.name, 0)
+        else:
+            app.say(f"interrupted; what was started goes on: {app.command} status, {app.command} down")
+        raise
+    app.emit(report)
+    _ending(app, cluster, report, time.monotonic() - began)
+    if foreground:
+        _stay(app, cluster)
+
+
+def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
+    """What `launch.up` is to be given: everything for a new cluster, only what was explicit for one that exists."""
+    from zcluster.cli.config_sources import gather
+    from zcluster.config import cluster_directory
+
+    found = gather({name: flags[name] for name in SETTING_FLAGS}, config_file=config_file)
+    exists = (cluster_directory(app.name) / "cluster.json").exists()
+    return {key: sourced.value for key, sourced in found.items() if sourced.explicit or not exists}
+
+
+def _progress(app: App, event: str, facts: dict[str, Any]) -> None:
+    """Each step of `launch.up` as a line; see `Cluster.wait_healthy`."""
+    seconds = facts.get("seconds")
+    if event == "found":
+        app.transient(f'   cluster "{app.name}" is running; waiting for all of it …')
+    elif event == "nodes":
+        nodes = facts["nodes"]
+        app.step(f"{len(nodes)} node{'s' * (len(nodes) != 1)} started", " ".join(nodes), seconds)
+    elif event == "leader":
+        app.step("leader elected", f"{facts['leader']}, term {facts['term']}", seconds)
+    elif event == "workers":
+        count = facts["workers"]
+        app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
+
+
+def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
+    """What was done and what to do with it; everything in it can be copied and pasted."""
+    app.clear_transient()
+    if app.quiet:
+        return
+    engine = f"{report['engine']} · durability {report['durability']}"
+    if report["already_running"]:
+        again = [n["name"] for n in report["nodes"] if n.get("uptime_seconds", seconds + 1) <= seconds]
+        what = f"was running; {' and '.join(again)} started again" if again else "is already running; nothing changed"
+        app.show(f'Cluster "{cluster.name}" {what}   {engine}')
+    else:
+        app.show(f'Cluster "{cluster.name}" is ready in {seconds:.1f}s   {engine}')
+    argument = "" if app.name == "default" else f'"{app.name}"'
+    app.show(f"\n  Python     from zcluster import connect; client = connect({argument})")
+    app.show(f"  Data       {_short(report['directory'])}   (kept on down)")
+    app.show(f"\nTry:  {app.command} kill leader && {app.command} status\nStop: {app.command} down")
+
+
+def _short(path: str) -> str:
+    home = os.path.expanduser("~")
+    return "~" + path[len(home) :] if home != "/" and path.startswith(home + "/") else path
+
+
+def _on_end_signals() -> None:
+    """In the foreground, ending the program by SIGTERM or a closed terminal stops the cluster too."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGHUP, end)
+
+
+def _stay(app: App, cluster: Cluster) -> None:
+    """Show the logs until the cluster ends or a signal comes. Raises: KeyboardInterrupt after a clean stop by Ctrl-C."""
+    from zcluster.cli.observe import log_files, print_lines
+    from zcluster.cli.log_view import Follower
+
+    app.say("\nIn the foreground: Ctrl-C stops the cluster, twice at once.")
+    look_at = time.monotonic() + LOOK_S
+    try:
+        for lines in Follower(log_files(cluster, ())).lines():
+            if not app.json:
+                print_lines(app, lines)
+            if time.monotonic() >= look_at:
+                if not cluster.running:
+                    app.say(f'cluster "{cluster.name}" was stopped')
+                    return
+                look_at = time.monotonic() + LOOK_S
+    except KeyboardInterrupt as interrupt:
+        app.say("\nstopping (Ctrl-C again: at once)")
+        _stop_twice(cluster)
+        app.say("stopped; the data are kept")
+        if not isinstance(interrupt, Terminated):
+            raise
+
+
+def _stop_twice(cluster: Cluster) -> None:
+    """Stop cleanly; at once when interrupted meanwhile, and not to be interrupted then."""
+    try:
+        cluster.down(10.0)
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with suppress(ValueError):
+                signal.signal(number, signal.SIG_IGN)
+        cluster.down(0)
+
+
+@verb("down")
+@click.option("--purge", is_flag=True, help="Remove the data too.")
+@click.option("--all", "every", is_flag=True, help="All clusters; with --purge the stopped ones too.")
+@click.option("-t", "--timeout", type=DURATION, default=10.0, metavar="TIME", help="Then SIGKILL (default 10s).")
+@pass_app
+def down(app: App, purge: bool, every: bool, timeout: float) -> None:
+    """Stop a cluster; its data are kept. One that does not run is fine."""
+    from zcluster.errors import InvalidInput
+    from zcluster.launch import cluster as launch
+
+    if every and app.cluster_given is not None:
+        raise InvalidInput("--all and -c contradict each other")
+    if not every:
+        names = [app.name]
+    else:
+        names = [c["cluster"] for c in launch.clusters() if purge or c["state"] == "running"]
+    if purge and names:
+        app.confirm(f"Remove {', '.join(names)} with all data?")
+    done = []
+    for name in names:
+        app.transient(f"   stopping {name} …")
+        existed = _directory(name).exists()
+        ran = _down_one(name, timeout, purge)
+        app.clear_transient()
+        done.append({"cluster": name, "was_running": ran, "purged": purge and existed})
+        what = "stopped" if ran else "was not running" if existed else "does not exist"
+        kept = "; its data are removed" if purge and existed else "; its data are kept" if ran else ""
+        app.say(f'Cluster "{name}" {what}{kept}')
+    if every and not names:
+        app.say("There is no cluster" if purge else "No cluster is running")
+    app.emit({"clusters": done} if every else done[0])
+
+
+def _directory(name: str) -> Path:
+    from zcluster.api import find_directory
+
+    return find_directory(name)
+
+
+def _down_one(name: str, timeout: float, purge: bool) -> bool:
+    """Returns: whether anything ran."""
+    from zcluster.errors import NotRunning
+    from zcluster.launch import cluster as launch
+
+    if os.sep not in name:
+        return launch.down(name, timeout, purge=purge)
+    try:
+        return launch.Cluster(_directory(name)).down(timeout, purge=purge)
+    except NotRunning:
+        return False
+
+
+def complete_selector(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of nodes and roles for the shell."""
+    try:
+        names = [node.name for node in ctx.ensure_object(App).cluster().spec.nodes]
+    except Exception:
+        names = []
+    return [n for n in (*names, "leader", "followers", "random", "all") if n.startswith(incomplete)]
+
+
+nodes_argument = click.argument("nodes", nargs=-1, metavar="[NODE]...", shell_complete=complete_selector)
+
+
+@verb("stop")
+@nodes_argument
+@click.option("-t", "--timeout", type=DURATION, default=10.0, metavar="TIME", help="Then SIGKILL (default 10s).")
+@pass_app
+def stop(app: App, nodes: tuple[str, ...], timeout: float) -> None:
+    """Stop nodes cleanly, all by default; they stay down until `start`."""
+    cluster = app.running_cluster()
+    names = cluster.stop(",".join(nodes) or "all", timeout=timeout)
+    app.say(f"stopped {' '.join(names)}; start again: {app.command} start {' '.join(nodes)}".rstrip())
+    app.emit({"cluster": cluster.name, "stopped": names})
+
+
+@verb("start")
+@nodes_argument
+@pass_app
+def start(app: App, nodes: tuple[str, ...]) -> None:
+    """Start nodes that are down, all by default; does nothing to running ones."""
+    cluster = app.running_cluster()
+    names = cluster.start(",".join(nodes) or "all")
+    app.say(f"running: {' '.join(names)}")
+    app.emit({"cluster": cluster.name, "running": names})
+
+
+@verb("restart")
+@nodes_argument
+@click.option("-t", "--timeout", type=DURATION, default=10.0, metavar="TIME", help="For a clean stop (default 10s).")
+@pass_app
+def restart(app: App, nodes: tuple[str, ...], timeout: float) -> None:
+    """Restart nodes one after the other, all by default; the cluster serves on meanwhile."""
+    cluster = app.running_cluster()
+    names = cluster.resolve(",".join(nodes) or "all")
+    for name in names:
+        began = time.monotonic()
+        app.transient(f"   restarting {name} …")
+        cluster.restart(name, timeout=timeout)
+        app.step(f"{name} restarted", "", time.monotonic() - began)
+    app.emit({"cluster": cluster.name, "restarted": names})
