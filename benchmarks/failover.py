@@ -27,6 +27,7 @@ GAP_MS = 5.0
 BEFORE_S = 1.5
 AFTER_S = {"kill": 2.0, "pause": 4.0}
 TARGET_MS = {"kill": 150.0, "pause": 1500.0}
+ETCD_MORE_S = 4.0
 ETCD_REQUEST_TIMEOUT = "250ms"
 FAIRNESS = (
     f"both: 3 nodes on loopback, defaults, every write synced, {CALLERS} callers in a closed loop, 256 B values",
@@ -71,7 +72,7 @@ def etcd_round(cluster: etcd.EtcdCluster, fault: str) -> dict[str, Any]:
     load = cluster.start_load(
         callers=CALLERS,
         connections=etcd.CONNECTIONS,
-        duration=f"{BEFORE_S + 2 + AFTER_S[fault]}s",
+        duration=f"{BEFORE_S + ETCD_MORE_S + AFTER_S[fault]}s",
         warmup="0s",
         gap=f"{GAP_MS}ms",
         timeout=ETCD_REQUEST_TIMEOUT,

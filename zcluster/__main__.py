@@ -2,7 +2,12 @@
 
 import sys
 
-from zcluster.cli.main import main
+import zcluster
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:] in (["--version"], ["version"]):  # programs ask this often; it needs nothing else
+        sys.stdout.write(f"zcluster {zcluster.__version__}\n")
+    else:
+        from zcluster.cli.main import main
+
+        main()

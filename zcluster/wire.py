@@ -43,7 +43,9 @@ BOUNDED: Final = 2
 EVENTUAL: Final = 3
 
 # -- op codes ---------------------------------------------------------------------------------------------------------
-OP_REGISTER: Final = 1  # [1]                       -> session id, for the frames that follow; in a frame of its own with
+OP_REGISTER: Final = (
+    1  # [1]                       -> session id, for the frames that follow; in a frame of its own with
+)
 #                                                      id 0, whose session field is a random number (the same: a retry)
 OP_PUT: Final = 10  # [10, key, value]              -> revision
 OP_GET: Final = 11  # [11, key]                     -> bytes | None

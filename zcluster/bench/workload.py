@@ -110,6 +110,8 @@ class _Run:
         now = time.perf_counter_ns()
         operations = len(self.latency)
         unsent = self._count_unsent()
+        if now - self.last_success >= self.gap_ns:
+            self.gaps.append((self.last_success, now))  # not over yet: it lasted at least so long
         seconds = max(1, now - self.begin) / 1e9
         return Result(
             kind=kind,

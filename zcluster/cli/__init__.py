@@ -15,6 +15,6 @@ Not here: any logic that a Python program might want as well; that lives in the 
     log_view        the ends of many log files as one, and what is added to them
 
 Rules. Data go to standard output, everything else to standard error; with --json exactly one object goes to standard
-output. Every module here is loaded by `--help`, so each imports only click and the standard library at its top:
-zmq, msgspec, rich and the rest of zcluster are imported inside the functions that need them.
+output. `--help` loads `main` and `context` alone. Modules with verbs import only click and the standard library at
+their top; zmq, msgspec, rich and the layers below are imported inside the functions that need them.
 """

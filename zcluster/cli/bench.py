@@ -24,7 +24,9 @@ OBJECTIVE_MISSED: Final = 8
 
 _LOAD_OPTIONS: Final = (
     click.option("--callers", type=int, default=16, metavar="N", help="Requests in flight (default 16)."),
-    click.option("--rate", type=float, metavar="R", help="Open loop: requests a second, counted from when they were due."),
+    click.option(
+        "--rate", type=float, metavar="R", help="Open loop: requests a second, counted from when they were due."
+    ),
     click.option("--duration", type=DURATION, default=10.0, metavar="TIME", help="Default 10s."),
     click.option("--warmup", type=DURATION, default=1.0, metavar="TIME", help="Not measured (default 1s)."),
     click.option("--slo", multiple=True, metavar="P=TIME", help="E.g. p99=20ms; exit 8 if missed. Repeatable."),
@@ -49,7 +51,7 @@ def bench() -> None:
 @click.option("--value-size", type=int, default=256, metavar="BYTES", help="Default 256.")
 @pass_app
 @click.pass_context
-def kv(ctx: click.Context, app: App, read_ratio: float, value_size: int, **load: Any) -> None:
+def kv(ctx: click.Context, app: App, /, read_ratio: float, value_size: int, **load: Any) -> None:
     """Durable writes (and reads) of random keys, from callers of one process."""
     from zcluster.bench import run_kv
     from zcluster.bench.workload import KvWork
@@ -62,14 +64,16 @@ def kv(ctx: click.Context, app: App, read_ratio: float, value_size: int, **load:
 @load_options
 @pass_app
 @click.pass_context
-def tasks(ctx: click.Context, app: App, **load: Any) -> None:
+def tasks(ctx: click.Context, app: App, /, **load: Any) -> None:
     """Tasks that do nothing, through the router to the workers and back."""
     from zcluster.bench import run_tasks
 
-    ctx.exit(_measure(app, load, run_tasks))
+    ctx.exit(_measure(app, load, run_tasks, workers=True))
 
 
-def _measure(app: App, given: dict[str, Any], run: Callable[[Client, Load, OnProgress], Result]) -> int:
+def _measure(
+    app: App, given: dict[str, Any], run: Callable[[Client, Load, OnProgress], Result], *, workers: bool = False
+) -> int:
     """Run, report, judge. Returns: the exit code. Everything that can be wrong with the options is found first."""
     from zcluster.bench import check_objectives, header, parse_objective, table, to_json
     from zcluster.bench.report import progress_line
@@ -83,7 +87,7 @@ def _measure(app: App, given: dict[str, Any], run: Callable[[Client, Load, OnPro
     ).check()
     if output is not None and not os.access(output.parent, os.W_OK):
         raise InvalidInput(f"cannot write {output}: no such directory, or not writable")
-    with app.connect() as client:
+    with app.connect(workers=workers) as client:
         result = run(client, load, lambda progress: app.say(progress_line(progress)))
     encoded = to_json(result)
     missed = check_objectives(result, objectives)
@@ -101,5 +105,3 @@ def _measure(app: App, given: dict[str, Any], run: Callable[[Client, Load, OnPro
         for sentence in missed:
             app.error(f"missed {sentence}")
     return OBJECTIVE_MISSED if missed else 0
-
-

@@ -36,9 +36,11 @@ class Terminated(KeyboardInterrupt):
 @click.option("--transport", metavar="KIND", help="ipc (default), tcp.")
 @click.option("--wait", "wait_s", type=DURATION, default=30.0, metavar="TIME", help="Until it is ready (default 30s).")
 @click.option("-f", "--foreground", is_flag=True, help="Stay, show the logs; Ctrl-C stops the cluster, twice at once.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="In place of ./zcluster.toml.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="In place of ./zcluster.toml."
+)
 @pass_app
-def up(app: App, wait_s: float, foreground: bool, config_file: Path | None, **flags: Any) -> None:
+def up(app: App, /, wait_s: float, foreground: bool, config_file: Path | None, **flags: Any) -> None:
     """Start a cluster, or find it running; return when it is ready.
 
     A second `up` changes nothing and says so; with other settings it exits 6 and shows the difference. Nodes that were
@@ -53,7 +55,7 @@ def up(app: App, wait_s: float, foreground: bool, config_file: Path | None, **fl
     from zcluster.launch import cluster as launch
 
     try:
-        cluster, report = launch.up(app.name, given, wait_s, lambda event, facts: _progress(app, event, facts))
+        cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
     except KeyboardInterrupt:
         app.clear_transient()
         if foreground:
@@ -78,19 +80,28 @@ def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict
     return {key: sourced.value for key, sourced in found.items() if sourced.explicit or not exists}
 
 
-def _progress(app: App, event: str, facts: dict[str, Any]) -> None:
+class _Steps:
     """Each step of `launch.up` as a line; see `Cluster.wait_healthy`."""
-    seconds = facts.get("seconds")
-    if event == "found":
-        app.transient(f'   cluster "{app.name}" is running; waiting for all of it …')
-    elif event == "nodes":
-        nodes = facts["nodes"]
-        app.step(f"{len(nodes)} node{'s' * (len(nodes) != 1)} started", " ".join(nodes), seconds)
-    elif event == "leader":
-        app.step("leader elected", f"{facts['leader']}, term {facts['term']}", seconds)
-    elif event == "workers":
-        count = facts["workers"]
-        app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._found = False
+
+    def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        app, seconds = self._app, facts.get("seconds")
+        if event == "found":
+            self._found = True
+            app.transient(f'   cluster "{app.name}" is running; waiting for all of it …')
+        elif event == "nodes":
+            nodes = facts["nodes"]
+            done = "up" if self._found else "started"
+            app.step(f"{len(nodes)} node{'s' * (len(nodes) != 1)} {done}", " ".join(nodes), seconds)
+        elif event == "leader":
+            done = "there" if self._found else "elected"
+            app.step(f"leader {done}", f"{facts['leader']}, term {facts['term']}", seconds)
+        elif event == "workers":
+            count = facts["workers"]
+            app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
 
 
 def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
@@ -127,9 +138,9 @@ def _on_end_signals() -> None:
 
 
 def _stay(app: App, cluster: Cluster) -> None:
-    """Show the logs until the cluster ends or a signal comes. Raises: KeyboardInterrupt after a clean stop by Ctrl-C."""
-    from zcluster.cli.observe import log_files, print_lines
+    """Show the logs until the cluster ends or a signal comes. Raises: KeyboardInterrupt, after a stop by Ctrl-C."""
     from zcluster.cli.log_view import Follower
+    from zcluster.cli.observe import log_files, print_lines
 
     app.say("\nIn the foreground: Ctrl-C stops the cluster, twice at once.")
     look_at = time.monotonic() + LOOK_S
@@ -173,9 +184,8 @@ def down(app: App, purge: bool, every: bool, timeout: float) -> None:
 
     if every and app.cluster_given is not None:
         raise InvalidInput("--all and -c contradict each other")
-    if not every:
-        names = [app.name]
-    else:
+    names = [app.name]
+    if every:
         names = [c["cluster"] for c in launch.clusters() if purge or c["state"] == "running"]
     if purge and names:
         app.confirm(f"Remove {', '.join(names)} with all data?")

@@ -1,6 +1,6 @@
 """Settings from where users put them, each with its origin.
 
-    flag  >  ZCLUSTER_<SETTING>  >  ./zcluster.toml (or --config FILE)  >  $XDG_CONFIG_HOME/zcluster/config.toml  >  default
+    flag > ZCLUSTER_<SETTING> > ./zcluster.toml (or --config FILE) > $XDG_CONFIG_HOME/zcluster/config.toml > default
 
 A file holds settings at its top level, by their names in `config.Settings`: `nodes = 5`. Not here: their ranges
 (`config.make_settings` checks those); here a value only has to have the right type, so that the message can name the
@@ -91,7 +91,11 @@ def read_file(path: Path, *, required: bool) -> dict[str, Any]:
     kinds = _kinds()
     for key, value in content.items():
         if key not in kinds:
-            advice = "choose a cluster with -c or ZCLUSTER_NAME" if key in ("name", "cluster") else f"known: {', '.join(kinds)}"
+            advice = (
+                "choose a cluster with -c or ZCLUSTER_NAME"
+                if key in ("name", "cluster")
+                else f"known: {', '.join(kinds)}"
+            )
             raise InvalidInput(f"{path}: unknown key {key!r}; {advice}")
         if type(value) is not kinds[key]:
             wanted = "a whole number" if kinds[key] is int else "text in quotes"

@@ -5,7 +5,6 @@ Invariant: with --json exactly one object reaches standard output, through `emit
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
 VERSION: Final = 1
-"""Of every object that --json prints. It grows when a field is removed or changes its meaning, not when one is added."""
+"""Of every object that --json prints. It grows when a field goes or changes its meaning, not when one is added."""
 
 
 class App:
@@ -42,9 +41,18 @@ class App:
         return os.environ.get("ZCLUSTER_NAME") or "default"
 
     @property
+    def program(self) -> str:
+        """How to call zcluster again, for advice that can be pasted: by its path where the shell would not find it."""
+        import shutil
+
+        called = os.environ.get("ZCLUSTER_COMMAND")  # set by bin/zcluster
+        return called if called and shutil.which("zcluster") is None else "zcluster"
+
+    @property
     def command(self) -> str:
-        """How to call zcluster for this cluster again, for advice: `zcluster`, or `zcluster -c NAME`."""
-        return "zcluster" if self.name == "default" else f"zcluster -c {self.name}"
+        """`program`, with -c where the cluster's name needs it."""
+        needed = self.name != "default" and os.environ.get("ZCLUSTER_NAME") != self.name
+        return f"{self.program} -c {self.name}" if needed else self.program
 
     def cluster(self) -> Cluster:
         """A handle on the chosen cluster, which may be stopped. Raises: NotRunning (there is none), InvalidInput."""
@@ -56,7 +64,11 @@ class App:
         try:
             return Cluster(directory)
         except NotRunning:
-            raise NotRunning(f"there is no cluster {directory.name!r} in {directory.parent}; start it: {self.command} up") from None
+            if os.sep in self.name:
+                raise NotRunning(f"there is no cluster in {directory}") from None
+            raise NotRunning(
+                f"there is no cluster {directory.name!r} in {directory.parent}; start it: {self.command} up"
+            ) from None
 
     def running_cluster(self) -> Cluster:
         """Raises: NotRunning (there is none, or it is stopped)."""
@@ -67,9 +79,14 @@ class App:
             raise NotRunning(f"cluster {cluster.name!r} is stopped; start it: {self.command} up")
         return cluster
 
-    def connect(self) -> Client:
-        """A client of the chosen cluster. Raises: NotRunning."""
-        return self.running_cluster().connect()
+    def connect(self, *, workers: bool = False) -> Client:
+        """A client of the chosen cluster. Raises: NotRunning; Conflict, if `workers` are needed and it has none."""
+        from zcluster.errors import Conflict
+
+        cluster = self.running_cluster()
+        if workers and cluster.spec.settings.workers == 0:
+            raise Conflict(f"cluster {cluster.name!r} has no workers (--workers 0): no task can run on it")
+        return cluster.connect()
 
     # -- speaking -----------------------------------------------------------------------------------------------------
     @property
@@ -102,7 +119,7 @@ class App:
 
     def show_bytes(self, data: bytes) -> None:
         """Exactly these bytes on standard output."""
-        stream = click.get_binary_stream("stdout")
+        stream = sys.stdout.buffer
         stream.write(data)
         stream.flush()
 
@@ -110,6 +127,8 @@ class App:
         """The one object of --json; does nothing without it."""
         if not self.json or self.emitted:
             return
+        import json
+
         self.emitted = True
         merged = {"version": VERSION, **{k: v for k, v in fields.items() if k not in ("version", "format")}}
         click.echo(json.dumps(merged, ensure_ascii=False, default=str))

@@ -45,9 +45,9 @@ def existing(path: Path) -> Path:
 
 def check_python() -> Finding:
     found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info >= (3, 11):
-        return Finding("Python", OK, found)
-    return Finding("Python", FAIL, f"{found}; 3.11 or newer is needed")
+    if sys.implementation.name != "cpython":
+        return Finding("Python", WARN, f"{found} is {sys.implementation.name}; only CPython is tested")
+    return Finding("Python", OK, found)
 
 
 def check_system() -> Finding:
@@ -61,7 +61,9 @@ def check_pidfd() -> Finding:
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError) as error:
-        return Finding("pidfd", WARN, f"not available ({error}): a killed leader is noticed by timeouts only, not at once")
+        return Finding(
+            "pidfd", WARN, f"not available ({error}): a killed leader is noticed by timeouts only, not at once"
+        )
     return Finding("pidfd", OK, "available: a killed leader is noticed at once")
 
 
@@ -78,7 +80,9 @@ def check_libraries() -> Finding:
         import zmq
     except ImportError as error:
         return Finding("libraries", FAIL, f"{error}; install zcluster again")
-    return Finding("libraries", OK, f"libzmq {zmq.zmq_version()} · pyzmq {zmq.__version__} · msgspec {msgspec.__version__}")
+    return Finding(
+        "libraries", OK, f"libzmq {zmq.zmq_version()} · pyzmq {zmq.__version__} · msgspec {msgspec.__version__}"
+    )
 
 
 def check_home() -> Finding:
@@ -90,9 +94,13 @@ def check_home() -> Finding:
         return Finding("home", FAIL, f"{path} cannot be written; set ZCLUSTER_HOME to a directory of your own")
     kind = file_system(base)
     if kind in ("tmpfs", "ramfs"):
-        return Finding("home", WARN, f"{path} lies in memory ({kind}): nothing there survives a reboot; set ZCLUSTER_HOME")
+        return Finding(
+            "home", WARN, f"{path} lies in memory ({kind}): nothing there survives a reboot; set ZCLUSTER_HOME"
+        )
     if kind in ("nfs", "nfs4", "cifs", "9p", "fuse.sshfs"):
-        return Finding("home", WARN, f"{path} lies on a network ({kind}): locks and syncs may not hold; set ZCLUSTER_HOME")
+        return Finding(
+            "home", WARN, f"{path} lies on a network ({kind}): locks and syncs may not hold; set ZCLUSTER_HOME"
+        )
     return Finding("home", OK, f"{path} ({kind or 'unknown file system'})")
 
 

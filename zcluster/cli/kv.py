@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 from typing import Any, Final
 
 import click
@@ -27,7 +28,7 @@ timeout_option = click.option(
 
 def value_bytes(text: str) -> bytes:
     """What a VALUE on the command line stands for. `-` is standard input; what was not valid text stays what it was."""
-    return click.get_binary_stream("stdin").read() if text == "-" else os.fsencode(text)
+    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
 
 
 def value_fields(value: bytes | None, prefix: str = "value") -> dict[str, Any]:
@@ -75,7 +76,10 @@ def parse_consistency(text: str) -> Any:
 @verb("get", context_settings=LITERAL)
 @key_argument
 @click.option(
-    "--consistency", default="linearizable", metavar="HOW", help="linearizable (default), lease, bounded:50ms, eventual."
+    "--consistency",
+    default="linearizable",
+    metavar="HOW",
+    help="linearizable (default), lease, bounded:50ms, eventual.",
 )
 @timeout_option
 @pass_app
@@ -92,7 +96,7 @@ def get(ctx: click.Context, app: App, key: str, consistency: str, timeout: float
         ctx.exit(NOT_FOUND)
     if not app.json:
         app.show_bytes(value)
-        if click.get_text_stream("stdout").isatty() and not value.endswith(b"\n"):
+        if sys.stdout.isatty() and not value.endswith(b"\n"):
             app.say()  # for the prompt's sake; what goes to a file or pipe has the stored bytes alone
 
 
@@ -134,7 +138,9 @@ def cas(
     wanted = 2 - absent - remove
     if len(values) != wanted:
         names = ["EXPECTED"] * (not absent) + ["NEW"] * (not remove)
-        raise click.UsageError(f"cas takes KEY {' '.join(names)} here; {len(values)} given after KEY".replace("  ", " "))
+        raise click.UsageError(
+            f"cas takes KEY {' '.join(names)} here; {len(values)} given after KEY".replace("  ", " ")
+        )
     if values.count("-") > 1:
         raise click.UsageError("only one value can come from standard input")
     data = [value_bytes(value) for value in values]

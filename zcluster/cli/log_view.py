@@ -1,7 +1,7 @@
 """The ends of many log files as one, in order of time; then what is added to them, as it comes.
 
 Lines that start with a time (`2026-01-31T12:00:00.123`) are ordered by it; a line without one belongs to the one above
-it, as in a traceback. Files are read from their ends, so that a log of any size costs what is shown. Following notices
+it, as in a traceback, and to the file's last change where none above has one. Files are read from their ends, so that a log of any size costs what is shown. Following notices
 that a file was emptied (the launcher rotates by copying and emptying), replaced, or made anew.
 """
 
@@ -44,19 +44,26 @@ def tail(path: Path, count: int) -> list[bytes]:
 
 
 def recent(files: Mapping[str, Path], count: int) -> list[Line]:
-    """The last `count` lines of all files together; of a rotated file, its predecessor (`.1`) fills up what is missing."""
+    """The last `count` lines of all files together; a rotated file's predecessor (`.1`) fills up what is missing."""
     stamped: list[tuple[bytes, int, Line]] = []
     for process, path in files.items():
         lines = tail(path, count)
         if len(lines) < count:
             lines = tail(path.with_name(path.name + ".1"), count - len(lines)) + lines
-        stamp = b""
+        stamp = _last_written(path)  # for lines before the first time: all of them, in a log without times
         for line in lines:
             found = _TIME.match(line)
             stamp = found[0] if found else stamp
             stamped.append((stamp, len(stamped), Line(process, line.decode(errors="replace"))))
     stamped.sort(key=lambda entry: entry[:2])
     return [line for _, _, line in stamped][-count:] if count > 0 else []
+
+
+def _last_written(path: Path) -> bytes:
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(path.stat().st_mtime)).encode()
+    except OSError:
+        return b""
 
 
 class Follower:

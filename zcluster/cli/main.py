@@ -1,7 +1,7 @@
 """The command group: finds verbs when they are called, takes global options anywhere, turns errors into exit codes.
 
-    0 ok   1 our bug   2 usage   3 not running   4 degraded   5 no quorum   6 conflict   7 timeout
-    8 check or objective missed   9 key not found   10 the task raised   130 interrupted
+0 ok   1 our bug   2 usage   3 not running   4 degraded   5 no quorum   6 conflict   7 timeout
+8 check or objective missed   9 key not found   10 the task raised   130 interrupted
 """
 
 from __future__ import annotations
@@ -11,41 +11,58 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import click
 
 import zcluster
 from zcluster.cli.context import App
 
-SECTIONS: Final[dict[str, dict[str, str]]] = {
+
+class Place(NamedTuple):
+    """Where a verb is found, and what the list of verbs says about it (so that listing them imports none)."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+SECTIONS: Final[dict[str, dict[str, Place]]] = {
     "Lifecycle": {
-        "up": "cluster:up",
-        "demo": "demo:demo",
-        "down": "cluster:down",
-        "stop": "cluster:stop",
-        "start": "cluster:start",
-        "restart": "cluster:restart",
-        "ls": "observe:list_clusters",
-        "wait": "observe:wait",
+        "up": Place("cluster", "up", "Start a cluster, or find it running"),
+        "demo": Place("demo", "demo", "See a private cluster survive its leader's death"),
+        "down": Place("cluster", "down", "Stop a cluster; --purge removes its data too"),
+        "stop": Place("cluster", "stop", "Stop nodes cleanly"),
+        "start": Place("cluster", "start", "Start nodes that are down"),
+        "restart": Place("cluster", "restart", "Restart nodes one after the other"),
+        "ls": Place("observe", "list_clusters", "List all clusters"),
+        "wait": Place("observe", "wait", "Wait for a leader, a node, or everything"),
     },
-    "Observe": {"status": "observe:status", "logs": "observe:logs", "doctor": "doctor:doctor"},
-    "Faults (a node's name, leader, followers, random, all)": {
-        "kill": "faults:kill",
-        "pause": "faults:pause",
-        "resume": "faults:resume",
+    "Observe": {
+        "status": Place("observe", "status", "Show the state of a cluster and its nodes"),
+        "logs": Place("observe", "logs", "Show or follow the logs"),
+        "doctor": Place("doctor", "doctor", "Check this machine"),
+    },
+    "Faults, on n1, leader, followers, random, all, n1.w1, router": {
+        "kill": Place("faults", "kill", "Kill with SIGKILL, or another signal"),
+        "pause": Place("faults", "pause", "Freeze: hang, but do not die"),
+        "resume": Place("faults", "resume", "Let paused nodes go on"),
     },
     "Data and tasks": {
-        "put": "kv:put",
-        "get": "kv:get",
-        "del": "kv:delete",
-        "cas": "kv:cas",
-        "checkpoint": "kv:checkpoint",
-        "submit": "task:submit",
-        "run": "task:run",
+        "put": Place("kv", "put", "Store a value"),
+        "get": Place("kv", "get", "Print a value, byte for byte"),
+        "del": Place("kv", "delete", "Delete a key"),
+        "cas": Place("kv", "cas", "Replace a value if it is the expected one"),
+        "checkpoint": Place("kv", "checkpoint", "Have every node write a checkpoint now"),
+        "submit": Place("task", "submit", "Run a function on a worker"),
+        "run": Place("task", "run", "Run a script against a cluster"),
     },
-    "Measure": {"bench": "bench:bench"},
-    "Tool": {"config": "meta:config", "completion": "meta:completion", "version": "meta:version"},
+    "Measure": {"bench": Place("bench", "bench", "Throughput and latency: bench kv, bench tasks")},
+    "The tool itself": {
+        "config": Place("meta", "config", "Show settings and their origin: config show"),
+        "completion": Place("meta", "completion", "Print a shell's completion script"),
+        "version": Place("meta", "version", "Print the version"),
+    },
 }
 VERBS: Final = {verb: place for section in SECTIONS.values() for verb, place in section.items()}
 INTERRUPTED: Final = 130
@@ -136,6 +153,9 @@ class VerbGroup(_TakesGlobals, click.Group):
 
     command_class = Verb
 
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(*arguments, no_args_is_help=False, **attributes)
+
 
 def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
     """Make a function a command; its docstring is the help."""
@@ -161,8 +181,7 @@ class Root(click.Group):
         place = VERBS.get(cmd_name)
         if place is None:
             return None
-        module, _, attribute = place.partition(":")
-        command = getattr(importlib.import_module(f"zcluster.cli.{module}"), attribute)
+        command = getattr(importlib.import_module(f"zcluster.cli.{place.module}"), place.attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -179,13 +198,8 @@ class Root(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for section, verbs in SECTIONS.items():
-            rows = []
-            for name in verbs:
-                command = self.get_command(ctx, name)
-                assert command is not None
-                rows.append((name, command.get_short_help_str(limit=90)))
             with formatter.section(section):
-                formatter.write_dl(rows, col_max=12)
+                formatter.write_dl([(name.ljust(10), place.summary) for name, place in verbs.items()])
 
     def main(
         self,
@@ -266,7 +280,9 @@ def _judge(app: App, error: BaseException) -> tuple[str, str, int, str]:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return type(error).__name__, f"{error.strerror or error}{where}", 1, ""
-    advice = "" if app.verbose else "This is a bug in zcluster. With -v (or ZCLUSTER_DEBUG=1) the same call shows where."
+    advice = (
+        "" if app.verbose else "This is a bug in zcluster. With -v (or ZCLUSTER_DEBUG=1) the same call shows where."
+    )
     return type(error).__name__, f"unexpected {type(error).__name__}: {error}", 1, advice
 
 
@@ -312,9 +328,6 @@ root.callback = _without_verb
 
 def main() -> NoReturn:
     """The console script."""
-    if sys.argv[1:] in (["--version"], ["version"]):  # programs ask this often; it needs nothing
-        show_version(App())
-        sys.exit(0)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     root.main()

@@ -18,7 +18,9 @@ def config() -> None:
 
 @config.command("show")
 @click.option("--origin", is_flag=True, help="Where each one comes from.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="In place of ./zcluster.toml.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="In place of ./zcluster.toml."
+)
 @pass_app
 def show(app: App, origin: bool, config_file: Path | None) -> None:
     """The settings as they can be written into zcluster.toml.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,7 +94,7 @@ def status(ctx: click.Context, app: App, watch: bool) -> None:
     found = cluster.status()
     app.emit(found)
     if not app.json:
-        if click.get_text_stream("stdout").isatty():
+        if sys.stdout.isatty():
             _console(app).print(colored(found))
         else:
             app.show(plain(found))
@@ -110,7 +111,7 @@ def _watch(app: App, cluster: Cluster) -> None:
     """Draw the status again and again on a terminal; elsewhere print it whenever its first line changes."""
     from zcluster.cli.status_view import colored, plain
 
-    if click.get_text_stream("stdout").isatty():
+    if sys.stdout.isatty():
         from rich.live import Live
 
         with Live(colored(cluster.status()), console=_console(app), screen=True, auto_refresh=False) as live:
@@ -123,14 +124,16 @@ def _watch(app: App, cluster: Cluster) -> None:
         if text.partition("\n")[0] != last:
             last = text.partition("\n")[0]
             app.show(text)
-            click.get_text_stream("stdout").flush()
+            sys.stdout.flush()
         time.sleep(WATCH_S)
 
 
 @verb("logs")
 @click.argument("nodes", nargs=-1, metavar="[NODE]...", shell_complete=complete_selector)
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", "count", type=click.IntRange(0), default=50, metavar="N", help="Last lines (default 50).")
+@click.option(
+    "-n", "--lines", "count", type=click.IntRange(0), default=50, metavar="N", help="Last lines (default 50)."
+)
 @pass_app
 def logs(app: App, nodes: tuple[str, ...], follow: bool, count: int) -> None:
     """Show the logs of nodes with their workers, or of single processes (n1.w1, router, supervisor)."""
@@ -173,4 +176,4 @@ def print_lines(app: App, lines: Iterable[Line]) -> None:
     for line in lines:
         color = _PALETTE[sum(line.process.encode()) % len(_PALETTE)]
         app.show(click.style(f"{line.process:<10}", fg=color) + "| " + line.text)
-    click.get_text_stream("stdout").flush()
+    sys.stdout.flush()

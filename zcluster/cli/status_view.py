@@ -35,7 +35,11 @@ def headline(status: Map) -> tuple[str, str, str]:
     up = sum(node["state"] == "up" for node in nodes)
     state = status["state"]
     if state == "stopped":
-        return status["cluster"], "STOPPED", f"{len(nodes)} nodes · {status['engine']} · durability {status['durability']}"
+        return (
+            status["cluster"],
+            "STOPPED",
+            f"{len(nodes)} nodes · {status['engine']} · durability {status['durability']}",
+        )
     parts = [
         f"{up}/{len(nodes)} up",
         "quorum ok" if status.get("quorum", state != "no_quorum") else "no quorum",
@@ -99,14 +103,20 @@ def footer(status: Map) -> list[str]:
     workers = status["workers"]
     registered = sum(worker.get("registered", True) for worker in workers)
     if status["routers"]:
-        figures = [f"{registered} workers", f"{status['queued']:,} queued", f"{status.get('tasks_per_s', 0):,.0f} tasks/s"]
+        figures = [
+            f"{registered} workers",
+            f"{status['queued']:,} queued",
+            f"{status.get('tasks_per_s', 0):,.0f} tasks/s",
+        ]
         lines.append("Router: " + " · ".join(figures))
     else:
         lines.append("Router: ✗ restarting")
     durability = str(status.get("durability", "fsync"))
     if durability != "fsync":
         window = f"the last {durability.partition(':')[2]} of" if durability.startswith("interval") else "recent"
-        lines.append(f"Durability: {durability}: a power failure may lose {window} writes; a crash of processes loses none")
+        lines.append(
+            f"Durability: {durability}: a power failure may lose {window} writes; a crash of processes loses none"
+        )
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
     return lines + _advice(status)
@@ -146,7 +156,9 @@ def colored(status: Map) -> Group:
             table.add_column(title, no_wrap=True)
         for node, cells in zip(status["nodes"], rows, strict=True):
             style = _ROLE_COLORS.get(node["role"], "") if node["state"] == "up" else "red"
-            table.add_row(*[Text(cell, style=style if title == "ROLE" else "") for title, cell in zip(HEADER, cells, strict=True)])
+            table.add_row(
+                *[Text(cell, style=style if title == "ROLE" else "") for title, cell in zip(HEADER, cells, strict=True)]
+            )
         parts.append(table)
     for line in footer(status):
         label, _, text = line.partition(": ")

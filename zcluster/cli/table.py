@@ -18,7 +18,10 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[st
     ['NODE  PID', 'n1    41207', 'n2    -']
     """
     widths = [max(width(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return ["  ".join(c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)]
+    return [
+        "  ".join(c + " " * (w - width(c)) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
 
 
 def size_text(size_bytes: float | None) -> str:

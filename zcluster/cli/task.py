@@ -63,7 +63,6 @@ def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-
 @verb("submit", context_settings=LITERAL)
 @click.argument("function", metavar="MODULE:FUNCTION")
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...")
@@ -77,7 +76,7 @@ def submit(ctx: click.Context, app: App, function: str, arguments: tuple[str, ..
     """
     called = load_function(function)
     values = [parse_argument(text) for text in arguments]
-    with app.connect() as client:
+    with app.connect(workers=True) as client:
         future = client.submit(called, *values)
         try:
             result = future.result(timeout)

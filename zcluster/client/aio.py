@@ -36,7 +36,7 @@ from zcluster.client.operations import (
     timeout_ns,
 )
 from zcluster.client.pipeline import AsyncPipeline, only_reads
-from zcluster.client.session import ClientSession
+from zcluster.client.session import FRAMES_IN_FLIGHT, ClientSession
 from zcluster.config import CLIENT, ClusterSpec
 from zcluster.errors import Closed
 from zcluster.transport.sockets import Security, make_socket
@@ -61,8 +61,9 @@ class AsyncKV:
     unknown as with a write that timed out.
     """
 
-    def __init__(self, spec: ClusterSpec) -> None:
+    def __init__(self, spec: ClusterSpec, *, frames_in_flight: int = FRAMES_IN_FLIGHT) -> None:
         self._spec = spec
+        self._frames_in_flight = frames_in_flight
         self._limits = Limits(spec.settings)
         self._closed = False
         self._connections: dict[int, LoopConnection] = {}  # by id of the loop
@@ -132,7 +133,7 @@ class AsyncKV:
                 connection.close()
         found = self._connections.get(id(loop))
         if found is None:
-            found = self._connections[id(loop)] = LoopConnection(self._spec, loop)
+            found = self._connections[id(loop)] = LoopConnection(self._spec, loop, self._frames_in_flight)
         self._latest = found
         return found
 
@@ -152,7 +153,7 @@ class AsyncKV:
 class LoopConnection:
     """A ClientSession over DEALER sockets that one event loop watches. Used in that loop's thread only."""
 
-    def __init__(self, spec: ClusterSpec, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, spec: ClusterSpec, loop: asyncio.AbstractEventLoop, frames_in_flight: int) -> None:
         self.loop = loop
         self.pid = os.getpid()
         self.closed = False
@@ -164,7 +165,9 @@ class LoopConnection:
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Nanoseconds = NEVER
-        self.session = ClientSession([n.replica_id for n in spec.nodes], spec.cluster_id, random_number)
+        self.session = ClientSession(
+            [n.replica_id for n in spec.nodes], spec.cluster_id, random_number, frames_in_flight=frames_in_flight
+        )
         for node in spec.nodes:
             self._add(node.replica_id, spec.endpoint(node.name, CLIENT))
         self._guard = _close_with_loop(weakref.ref(self))

@@ -60,6 +60,8 @@ Part = bytes | bytearray | memoryview
 class Channel:
     """DEALER sockets by key, driven by whichever thread waits. See the head of this module.
 
+    Nothing is called back before the channel is first used (any method but `add` and `remove`): `kick` will do.
+
     Args:
         endpoints: key -> ZeroMQ address.
         on_message: called with (key, parts, now); `now` was sampled after the last message of the batch arrived.
@@ -102,6 +104,7 @@ class Channel:
         self._until: Nanoseconds = 0  # when the sleeping driver (or background thread) wakes by itself
         self._background_until: Nanoseconds = 0
         self._background: threading.Thread | None = None
+        self._bell_rung = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inner = select.epoll()
         self._inner.register(self._bell, select.EPOLLIN)
@@ -127,10 +130,8 @@ class Channel:
             self._sockets[key] = socket
             self._inner.register(cast(int, socket.get(zmq.FD)), select.EPOLLIN)
             self._readable = True  # whatever happened before the registration is looked at once
-            if self._background is None:
-                self._background = threading.Thread(target=_run, args=(self,), name="zcluster-channel", daemon=True)
-                self._background.start()
-        self.kick()
+            if self._background is not None:
+                self._ring()
 
     def remove(self, key: int) -> None:
         """Close the connection of `key`; nothing happens if there is none."""
@@ -155,13 +156,16 @@ class Channel:
         socket = self._sockets.get(key)
         if socket is None or self.closed or os.getpid() != self.pid:
             return False
+        if self._background is None:
+            self._start()
         sent = True
         try:
             if len(parts) == 1:
                 socket.send(parts[0], _NOBLOCK, len(parts[0]) < ZERO_COPY_BYTES)
             else:
                 _send_parts(socket, parts)
-            self._blocked.discard(key)
+            if self._blocked:
+                self._blocked.discard(key)
         except zmq.Again:
             self._blocked.add(key)
             sent = False
@@ -269,10 +273,9 @@ class Channel:
         """Receive what is there, hand it on, meet deadlines. Needs the lock. Returns: when to wake up next."""
         outer_turn, self._turning = self._turning, get_ident()
         try:
-            try:
+            if self._bell_rung:
+                self._bell_rung = False
                 os.eventfd_read(self._bell)
-            except BlockingIOError:
-                pass
             self._readable = False
             self._until = 0
             for key, socket in list(self._sockets.items()):
@@ -370,12 +373,20 @@ class Channel:
         with self.lock:
             if self._turning == get_ident() or self.closed:
                 return
+            if self._background is None:
+                self._start()
             if recheck or self._readable or self._next_deadline() < self._until:
                 self._ring()
 
     def _ring(self) -> None:
         if not self.closed:
+            self._bell_rung = True
             os.eventfd_write(self._bell, 1)
+
+    def _start(self) -> None:
+        """Start the background thread: when the channel is first used, since its owner is not complete before."""
+        self._background = threading.Thread(target=_run, args=(self,), name="zcluster-channel", daemon=True)
+        self._background.start()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -385,6 +396,10 @@ class Channel:
             raise Closed("this connection belongs to the parent process; a forked child opens its own")
         if self.closed:
             raise Closed("the connection is closed")
+        if self._background is None:
+            with self.lock:
+                if self._background is None:
+                    self._start()
         return self.lock
 
     def close(self) -> None:

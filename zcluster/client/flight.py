@@ -66,11 +66,13 @@ class OpQueue:
         "_programs",
         "_sizes",
         "_tokens",
+        "count",
         "first_deadline",
         "size_bytes",
     )
 
     def __init__(self) -> None:
+        self.count = 0
         self._ops: list[Op] = []
         self._tokens: list[Any] = []
         self._deadlines: list[Nanoseconds] = []
@@ -80,35 +82,40 @@ class OpQueue:
         self.size_bytes = 0
         self.first_deadline: Nanoseconds = NEVER
 
-    def __len__(self) -> int:
-        return len(self._tokens) + len(self._programs)
-
     def add(self, op: Op, token: Any, deadline: Nanoseconds, size_bytes: int) -> None:
         self._ops.append(op)
         self._tokens.append(token)
         self._deadlines.append(deadline)
         self._sizes.append(size_bytes)
+        self.count += 1
         self.size_bytes += size_bytes
         if deadline < self.first_deadline:  # noqa: PLR1730  (a call would cost more than the rest)
             self.first_deadline = deadline
 
     def add_program(self, ops: list[Op], token: Any, deadline: Nanoseconds, size_bytes: int) -> None:
         self._programs.append(Cargo(ops, [token], [deadline], [size_bytes], program=True))
+        self.count += 1
         self.size_bytes += size_bytes
         self.first_deadline = min(self.first_deadline, deadline)
 
     def take(self, ops_max: int, bytes_max: int) -> Cargo:
         """The next frame's content: a program, or as many single operations as the bounds allow, at least one."""
-        assert len(self)
+        assert self.count
+        if not self._programs and self.count <= ops_max and self.size_bytes <= bytes_max:
+            cargo = Cargo(self._ops, self._tokens, self._deadlines, self._sizes, program=False)
+            self._ops, self._tokens, self._deadlines, self._sizes = [], [], [], []
+            self.count = self.size_bytes = 0
+            self.first_deadline = NEVER
+            return cargo
         if self._programs and (self._program_next or not self._tokens):
             self._program_next = False
             cargo = self._programs.popleft()
         else:
             self._program_next = True
             cargo = self._take_singles(ops_max, bytes_max)
+        self.count -= len(cargo.tokens)
         self.size_bytes -= sum(cargo.sizes)
-        self._find_first_deadline()
-        return cargo
+        return cargo  # `first_deadline` stays: early is harmless, and `expire` sets it right
 
     def _take_singles(self, ops_max: int, bytes_max: int) -> Cargo:
         count = len(self._tokens)
@@ -136,8 +143,7 @@ class OpQueue:
             self._tokens[:0] = [cargo.tokens[i] for i in kept]
             self._deadlines[:0] = [cargo.deadlines[i] for i in kept]
             self._sizes[:0] = [cargo.sizes[i] for i in kept]
-        self.size_bytes += sum(cargo.sizes[i] for i in kept)
-        self._find_first_deadline()
+        self._recount()
 
     def expire(self, now: Nanoseconds) -> list[Any]:
         """Take out what is past its deadline; the tokens, singles first."""
@@ -152,19 +158,19 @@ class OpQueue:
             self._sizes = [self._sizes[i] for i in kept]
         expired += [cargo.tokens[0] for cargo in self._programs if cargo.first_deadline <= now]
         self._programs = deque(cargo for cargo in self._programs if cargo.first_deadline > now)
-        self.size_bytes = sum(self._sizes) + sum(cargo.sizes[0] for cargo in self._programs)
-        self._find_first_deadline()
+        self._recount()
         return expired
 
     def clear(self) -> list[Any]:
         """Take out everything; the tokens."""
         return self.expire(NEVER + 1)
 
-    def _find_first_deadline(self) -> None:
+    def _recount(self) -> None:
+        self.count = len(self._tokens) + len(self._programs)
+        self.size_bytes = sum(self._sizes) + sum(cargo.sizes[0] for cargo in self._programs)
         first = min(self._deadlines, default=NEVER)
-        if self._programs:
-            first = min(first, *(cargo.first_deadline for cargo in self._programs))
-        self.first_deadline = first
+        self.first_deadline = min((cargo.first_deadline for cargo in self._programs), default=first)
+        self.first_deadline = min(self.first_deadline, first)
 
 
 class Flight:

@@ -27,7 +27,7 @@ from zcluster.client.operations import (
     timeout_ns,
 )
 from zcluster.client.pipeline import Pipeline, only_reads
-from zcluster.client.session import ClientSession
+from zcluster.client.session import FRAMES_IN_FLIGHT, ClientSession
 from zcluster.config import CLIENT, ClusterSpec, load_spec
 from zcluster.errors import Closed, Error, Unknown
 from zcluster.transport.sockets import Security
@@ -53,8 +53,9 @@ class KV:
     "eventual" (whatever the asked node has applied).
     """
 
-    def __init__(self, spec: ClusterSpec) -> None:
+    def __init__(self, spec: ClusterSpec, *, frames_in_flight: int = FRAMES_IN_FLIGHT) -> None:
         self._spec = spec
+        self._frames_in_flight = frames_in_flight
         self._limits = Limits(spec.settings)
         self._connections: dict[int, Connection] = {}  # by process id: a parent's are left alone
         self._closed = False
@@ -124,6 +125,12 @@ class KV:
         if connection is not None:
             connection.close()
 
+    def __del__(self) -> None:
+        """A dropped client is closed too: by its own background thread, since this may be any moment of any thread."""
+        connection = getattr(self, "_connections", {}).get(os.getpid())
+        if connection is not None:
+            connection.channel.after(connection.close)
+
     def _connected(self) -> Connection:
         pid = os.getpid()
         connection = self._connections.get(pid)
@@ -132,7 +139,7 @@ class KV:
         if self._closed:
             raise Closed("this client is closed; make a new one with zcluster.connect()")
         # Two threads may come here at once: one connection is kept. (A lock might have been held across a fork.)
-        mine = Connection(self._spec)
+        mine = Connection(self._spec, self._frames_in_flight)
         kept = self._connections.setdefault(pid, mine)
         if kept is not mine:
             mine.close()
@@ -155,19 +162,21 @@ class Slot:
 class Connection:
     """A ClientSession over a Channel, in the process that made it."""
 
-    def __init__(self, spec: ClusterSpec) -> None:
+    def __init__(self, spec: ClusterSpec, frames_in_flight: int) -> None:
         self._spec = spec
         self._refreshed: Nanoseconds = 0
         endpoints = {node.replica_id: spec.endpoint(node.name, CLIENT) for node in spec.nodes}
-        self.session = ClientSession(endpoints, spec.cluster_id, random_number)
+        self.session = ClientSession(endpoints, spec.cluster_id, random_number, frames_in_flight=frames_in_flight)
         self.channel = Channel(
-            endpoints,
+            {},  # added below: callbacks come as soon as there is one, and they need the channel
             Security.load(spec),
             self._on_message,
             self._on_deadline,
             self.session.next_deadline,
             on_writable=self._on_writable,
         )
+        for replica, endpoint in endpoints.items():
+            self.channel.add(replica, endpoint)
         with self.channel.lock:
             self._flush(_monotonic_ns())
 

@@ -47,6 +47,7 @@ from zcluster.client.flight import ATTEMPTS_MAX, GONE, Cargo, Flight, Op, OpQueu
 from zcluster.errors import Busy, Closed, Error, NoQuorum, Timeout, Unknown
 from zcluster.types import MS, NEVER, NO_REPLICA, Nanoseconds, ReplicaId, Term
 
+FRAMES_IN_FLIGHT: Final = 4
 SILENCE_NS: Final = 250 * MS
 SILENCE_NS_MAX: Final = 2_000 * MS
 PAUSE_NS: Final = 10 * MS
@@ -85,7 +86,7 @@ class ClientSession:
         cluster_id: str,
         new_nonce: Callable[[], int],
         *,
-        frames_in_flight: int = 4,
+        frames_in_flight: int = FRAMES_IN_FLIGHT,
         frame_ops: int = 1_000,
         frame_bytes: int = 256 << 10,
     ) -> None:
@@ -152,8 +153,8 @@ class ClientSession:
     def _check_room(self, queue: OpQueue) -> None:
         if self._closed:
             raise Closed("this client is closed; make a new one with zcluster.connect()")
-        if len(queue) >= QUEUE_OPS_MAX or queue.size_bytes > QUEUE_BYTES_MAX:
-            raise Busy(f"{len(queue)} operations wait to be sent; the cluster does not keep up. Wait for some of them")
+        if queue.count >= QUEUE_OPS_MAX or queue.size_bytes > QUEUE_BYTES_MAX:
+            raise Busy(f"{queue.count} operations wait to be sent; the cluster does not keep up. Wait for some of them")
 
     # -- time ---------------------------------------------------------------------------------------------------------
     def next_deadline(self) -> Nanoseconds:
@@ -180,13 +181,13 @@ class ClientSession:
             return
         if not self._probe_at:
             self._maybe_probe(now)
-        if len(self._writes):
+        if self._writes.count:
             if not self._session:
                 self._register(now)
             elif now >= self._hold_until:
                 self._launch_writes(now)
         for group, queue in self._reads.items():
-            if len(queue):
+            if queue.count:
                 self._launch_reads(group, queue, now)
         self._find_next_deadline()
 
@@ -196,9 +197,9 @@ class ClientSession:
             first = min(first, queue.first_deadline)
         for flight in self._flights():
             first = min(first, flight.retry_at)
-            if flight.cargo is not None:
-                first = min(first, flight.cargo.first_deadline)
-        if len(self._writes) and self._session and len(self._write_flights) < self._frames_in_flight:
+            if flight.cargo is not None and flight.cargo.first_deadline < first:
+                first = flight.cargo.first_deadline
+        if self._writes.count and self._session and len(self._write_flights) < self._frames_in_flight:
             first = min(first, self._hold_until or NEVER)
         if self.leader == NO_REPLICA and self._waits_for_leader():
             first = min(first, self._probe_at)
@@ -222,7 +223,7 @@ class ClientSession:
         for flight in self._flights():
             cargo = flight.cargo
             if cargo is None:
-                if not len(self._writes):  # nobody needs the session now; the same one is asked for again later
+                if not self._writes.count:  # nobody needs the session now; the same one is asked for again later
                     self._drop(flight)
                 continue
             if cargo.first_deadline > now:
@@ -257,9 +258,12 @@ class ClientSession:
             self._dispatch(self._registration, now)
 
     def _launch_writes(self, now: Nanoseconds) -> None:
-        while len(self._writes) and len(self._write_flights) < self._frames_in_flight:
+        while self._writes.count and len(self._write_flights) < self._frames_in_flight:
             frame_id = self._next_id
-            floor = min((f.frame_id for f in self._write_flights if f.session == self._session), default=frame_id)
+            floor = frame_id
+            for flight in self._write_flights:
+                if flight.frame_id < floor and flight.session == self._session:
+                    floor = flight.frame_id
             if frame_id - floor >= WINDOW:
                 return
             cargo = self._writes.take(self._frame_ops, self._frame_bytes)
@@ -271,7 +275,7 @@ class ClientSession:
 
     def _launch_reads(self, group: tuple[int, int], queue: OpQueue, now: Nanoseconds) -> None:
         flights = self._read_flights.setdefault(group, [])
-        while len(queue) and len(flights) < self._frames_in_flight:
+        while queue.count and len(flights) < self._frames_in_flight:
             cargo = queue.take(self._frame_ops, self._frame_bytes)
             to_leader = group[0] in (wire.LINEARIZABLE, wire.LEASE)
             flight = Flight(wire.READ, _encode((*group, cargo.ops)), cargo, to_leader)
@@ -322,7 +326,7 @@ class ClientSession:
 
     def _tidy(self, group: tuple[int, int]) -> None:
         """Forget a bound that nobody reads with any more: there is no end of different ones."""
-        if group[1] and not len(self._reads[group]) and not self._read_flights.get(group):
+        if group[1] and not self._reads[group].count and not self._read_flights.get(group):
             del self._reads[group]
             self._read_flights.pop(group, None)
 

@@ -327,7 +327,7 @@ class Raft:
     def _admit(self, sender: ReplicaId, incarnation: int) -> bool:
         """Whether the sender is a living peer; a newer incarnation starts again from nothing at the leader."""
         known = self.incarnations.get(sender, -1)
-        if incarnation != known:
+        if incarnation != known or known < 0:
             if incarnation < known or incarnation < 0 or sender == self.id or not 1 <= sender <= REPLICA_ID_MAX:
                 return False
             self.incarnations[sender] = incarnation

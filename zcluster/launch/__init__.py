@@ -22,8 +22,11 @@ Files, lowest first:
     layout       a cluster's directory: create, change safely, list, remove
     probe        asking replicas and the router, in bounded time
     report       the status of a cluster as one dictionary
+    readiness    pure: what is still missing, and whether waiting is hopeless
+    handles      `Node` and single processes, as users see them
     cluster      `Cluster`: the handle that users and the command line hold; `up`
     local        `LocalCluster`: a private cluster that belongs to one Python process
+    executor     `Executor`: concurrent.futures over a cluster, a private one if need be
     sweep        `python -m`: the last line of defence when owner and supervisor were both killed
 
 Trade-offs. The parent-death signal (PDEATHSIG) is used nowhere. It fires when the creating *thread* ends, and it would

@@ -9,144 +9,25 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zcluster import config, wire
 from zcluster.config import ClusterSpec, load_spec, make_settings
-from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum, NotRunning, Timeout
-from zcluster.launch import layout, probe, report
+from zcluster.errors import Conflict, InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.launch import layout, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
+from zcluster.launch.handles import Node, Nodes, ProcessHandle
 from zcluster.launch.layout import create
+from zcluster.launch.readiness import Progress
 
 if TYPE_CHECKING:
     from zcluster.api import Client
 
 ANSWER_S: Final = 0.3
 """How long a silent replica is waited for when it is asked how it is."""
-GIVE_UP_DEATHS: Final = 6
-"""A process that has died this often right after its start will not make the cluster ready: say so early."""
-
-Progress = Callable[[str, dict[str, Any]], None]
-
-
-class ProcessHandle:
-    """One run of a worker or router process."""
-
-    def __init__(self, cluster: Cluster, identity: system.Identity) -> None:
-        self._cluster = cluster
-        self._identity = identity
-        self.name = identity.name
-        self.pid = identity.pid
-
-    @property
-    def alive(self) -> bool:
-        return system.living(self._identity) is not None
-
-    def kill(self) -> None:
-        """SIGKILL to its group; returns when it is dead. It is restarted at once. Does nothing to a dead one."""
-        self._cluster.control.call("kill", targets=[self.name], pid=self.pid)
-
-    def pause(self) -> None:
-        """SIGSTOP to its group."""
-        self._cluster.control.call("pause", targets=[self.name])
-
-    def resume(self) -> None:
-        """SIGCONT to its group."""
-        self._cluster.control.call("resume", targets=[self.name])
-
-    def __repr__(self) -> str:
-        return f"<{self._identity.kind} {self.name} pid {self.pid}{'' if self.alive else ' (dead)'}>"
-
-
-class Node:
-    """One machine in miniature: a replica and its workers, which live, stop and die together."""
-
-    def __init__(self, cluster: Cluster, name: str, replica_id: int) -> None:
-        self._cluster = cluster
-        self.name = name
-        self.replica_id = replica_id
-
-    @property
-    def pid(self) -> int | None:
-        """Of the replica; None when it is dead."""
-        identity = self._cluster.identity(self.name)
-        return identity.pid if identity is not None else None
-
-    @property
-    def alive(self) -> bool:
-        return self.pid is not None
-
-    @property
-    def paused(self) -> bool:
-        identity = self._cluster.identity(self.name)
-        stat = system.living(identity) if identity is not None else None
-        return stat is not None and stat.paused
-
-    @property
-    def workers(self) -> list[ProcessHandle]:
-        """Its running workers."""
-        mine = set(self._cluster.spec.worker_names(self.name))
-        return [w for w in self._cluster.workers if w.name in mine]
-
-    def kill(self, signal_name: str = "SIGKILL") -> None:
-        """Send the signal before anything else; return when its processes are dead. It stays down until `start`.
-
-        Does nothing to a dead node. Signals that do not end a process (SIGHUP, ...) are only sent.
-        """
-        self._cluster.kill(self.name, signal_name)
-
-    def start(self) -> None:
-        """Return when its processes run; never waits for a quorum. Does nothing to a running node."""
-        self._cluster.start(self.name)
-
-    def stop(self, timeout: float = 10.0) -> None:
-        """Stop it cleanly (SIGKILL after `timeout` seconds). It stays down until `start`."""
-        self._cluster.stop(self.name, timeout=timeout)
-
-    def restart(self, timeout: float = 10.0) -> None:
-        self._cluster.control.call("restart", targets=[self.name], timeout_s=timeout, timeout=timeout + 10)
-
-    def pause(self) -> None:
-        """Freeze its processes (SIGSTOP). Does nothing to a dead node."""
-        self._cluster.pause(self.name)
-
-    def resume(self) -> None:
-        self._cluster.resume(self.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and (self.name, self._cluster) == (other.name, other._cluster)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self._cluster))
-
-    def __repr__(self) -> str:
-        pid = self.pid
-        return f"<node {self.name} {f'pid {pid}' if pid is not None else 'down'}>"
-
-
-class Nodes(Mapping[str, Node]):
-    """The nodes by name, in order of their numbers."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._nodes = {n.name: Node(cluster, n.name, n.replica_id) for n in cluster.spec.nodes}
-
-    def __getitem__(self, name: str) -> Node:
-        try:
-            return self._nodes[name]
-        except KeyError:
-            raise KeyError(f"no node {name!r}; there are {', '.join(self._nodes)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._nodes)
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __repr__(self) -> str:
-        return f"<nodes {', '.join(map(repr, self._nodes.values()))}>"
 
 
 class Cluster:
@@ -226,7 +107,9 @@ class Cluster:
                 if connections is None:
                     connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes])
                 wake = min(give_up, time.monotonic() + ANSWER_S)
-                while not _announces_itself(self.spec, connections) and (left_s := wake - time.monotonic()) > 0:
+                while (
+                    not readiness.announces_itself(self.spec, connections) and (left_s := wake - time.monotonic()) > 0
+                ):
                     connections.pump(left_s)
                 connections.announced.clear()
             return leader
@@ -376,7 +259,7 @@ class Cluster:
         """
         give_up = time.monotonic() + timeout
         look_at = time.monotonic() + 0.5
-        steps = _Steps(self.spec, progress)
+        steps = readiness.Steps(self.spec, progress)
         connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes], router=True)
         try:
             while True:
@@ -386,8 +269,9 @@ class Cluster:
                     continue
                 status = self.status()
                 if status["state"] == report.HEALTHY:
+                    steps.finish(status)
                     return status
-                self._check_hopeless(status)
+                readiness.check_hopeless(self.spec, status, self.control.call("status")["processes"])
                 if now >= give_up:
                     raise Timeout(f"{self.name!r} is not ready after {timeout:g} s: {'; '.join(status['problems'])}")
                 look_at = time.monotonic() + 0.5
@@ -396,53 +280,6 @@ class Cluster:
                     connections.router = None
         finally:
             connections.close()
-
-    def _check_hopeless(self, status: dict[str, Any]) -> None:
-        """Raises: Degraded, when a replica refuses to start or a process dies again and again."""
-        failed = [f"{n['name']}: {n['failure']}" for n in status["nodes"] if n["failure"]]
-        if failed:
-            raise Degraded(f"{'; '.join(failed)}. See: zcluster -c {self.name} logs")
-        for process in self.control.call("status")["processes"]:
-            if process["quick_deaths"] >= GIVE_UP_DEATHS:
-                log = self.directory / "logs" / f"{process['name']}.log"
-                raise Degraded(
-                    f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{system.log_tail(log, 5)}"
-                )
-
-
-def _announces_itself(spec: ClusterSpec, connections: probe.Connections) -> bool:
-    """Has a node just said that it leads itself?"""
-    return any(spec.node_name(leader) == name for name, (leader, _) in connections.announced.items())
-
-
-class _Steps:
-    """Reports each step towards readiness once, as it is reached."""
-
-    def __init__(self, spec: ClusterSpec, progress: Progress | None) -> None:
-        self._spec = spec
-        self._progress = progress or (lambda event, facts: None)
-        self._last = time.monotonic()
-        self._todo = ["nodes", "leader", "workers"]
-
-    def advance(self, connections: probe.Connections) -> bool:
-        """Returns: whether everything seems to be there."""
-        spec, announced = self._spec, connections.announced
-        nodes = [n.name for n in spec.nodes]
-        leader, term = max(((ld, t) for ld, t in announced.values() if ld), key=lambda c: c[1], default=(0, 0))
-        name = spec.node_name(leader)
-        workers = {w["name"] for w in (connections.router or {}).get("workers", ())}
-        wanted = {w for n in nodes for w in spec.worker_names(n)}
-        reached = {
-            "nodes": len(announced) == len(nodes),
-            "leader": name is not None and announced.get(name, (0, 0))[0] == leader,
-            "workers": connections.router is not None and wanted <= workers,
-        }
-        facts: dict[str, Any] = {"nodes": nodes, "leader": name, "term": term, "workers": len(wanted)}
-        while self._todo and reached[self._todo[0]]:
-            now = time.monotonic()
-            self._progress(self._todo.pop(0), {**facts, "seconds": now - self._last})
-            self._last = now
-        return all(reached.values())
 
 
 def up(

@@ -21,7 +21,7 @@ from typing import Any, Final
 BUCKET_KEYS_MAX: Final = 1024
 BUILD_AT_ONCE_MAX: Final = 50_000
 """Up to this many keys are sorted on the spot (about 20 ms); more are indexed by `work`, a slice at a time."""
-SLICE_KEYS: Final = 1_000
+SLICE_KEYS: Final = 300
 CATCH_UP_MAX: Final = 5_000
 
 

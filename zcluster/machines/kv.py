@@ -36,7 +36,7 @@ LIST_COUNT_MAX: Final = 10_000
 REPLY_BYTES_MAX: Final = 8 << 20
 """Keys and values in the answer to one frame; operations that would answer with more find E_FULL (at least one of
 them is always answered)."""
-MERGE_SLICE: Final = 4_000
+MERGE_SLICE: Final = 2_000
 CHUNK_BYTES: Final = 64 << 10
 
 BAD_ARGUMENTS: Final = "wrong number or type of arguments"

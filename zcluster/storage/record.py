@@ -67,6 +67,8 @@ MARK_CLEAN_STOP: Final = 3
 
 _COVERED: Final = Struct("<IIIIQHBB")  # the part of the frame header under the header checksum
 _SEED: Final = Struct("<8sQQ")
+_COVERED_FROM: Final = FRAME_HEADER_BYTES - _COVERED.size
+_COPY_MAX: Final = 4096
 _FLAG_REPAIR: Final = 1
 
 
@@ -88,15 +90,22 @@ class StartMark(msgspec.Struct, frozen=True, array_like=True):
     suspect_after: Term | None = None
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """A frame whose header is valid; `valid` says whether the payload is too."""
 
     offset: int
     start: int
     end: int
     synced: int
-    state: WalState
+    incarnation: int
+    term: Term
+    voted_for: ReplicaId
+    flags: int
     valid: bool
+
+    @property
+    def state(self) -> WalState:
+        return WalState(self.term, self.voted_for, self.incarnation, bool(self.flags & _FLAG_REPAIR))
 
 
 def cluster_digest(cluster_id: str) -> bytes:
@@ -132,17 +141,17 @@ def decode_frame(data: bytes, offset: int, digest: bytes, segment_id: int) -> Fr
     start = offset + FRAME_HEADER_BYTES
     if start > len(data) or data[offset : offset + 4] != MAGIC:
         return None
-    magic_and_crc = 8
-    seed = zlib.crc32(_SEED.pack(digest[:8], segment_id, offset))
     _, header_crc, payload_crc, length, synced, incarnation, term, voted_for, flags, _ = FRAME_HEADER.unpack_from(
         data, offset
     )
-    if zlib.crc32(data[offset + magic_and_crc : start], seed) != header_crc:
+    seed = zlib.crc32(_SEED.pack(digest[:8], segment_id, offset))
+    if zlib.crc32(data[offset + _COVERED_FROM : start], seed) != header_crc:
         return None
     end = start + length
-    valid = end <= len(data) and zlib.crc32(memoryview(data)[start:end], seed) == payload_crc
-    state = WalState(term, voted_for, incarnation, bool(flags & _FLAG_REPAIR))
-    return Frame(offset, start, end, synced, state, valid)
+    # A slice of bytes is a copy: for small frames it is cheaper than a view, for large ones it is not made.
+    payload = data[start:end] if length < _COPY_MAX else memoryview(data)[start:end]
+    valid = end <= len(data) and zlib.crc32(payload, seed) == payload_crc
+    return Frame(offset, start, end, synced, incarnation, term, voted_for, flags, valid)
 
 
 class Scan(NamedTuple):

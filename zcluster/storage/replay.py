@@ -138,7 +138,7 @@ class Replay:
         self.start: StartMark | None = None
         self.state: WalState | None = None
         self.clean = False
-        self._last: Index = 0  # no entry above it
+        self._last: Index = 0  # no entry is above it
 
     def read(self, disk: Disk, kept: Kept) -> Index:
         """Apply one segment's part; returns the highest index put there (0: none).
@@ -148,11 +148,11 @@ class Replay:
         data = read_bytes(disk, segment.path)
         assert data is not None, "it was read before"
         highest = 0
-        for frame in segment.scan.frames:
-            if frame.end > kept.end:
-                break
+        frames = [frame for frame in segment.scan.frames if frame.end <= kept.end]
+        for frame in frames:
             highest = max(highest, self._apply(segment.path, data, frame.start, frame.end))
-            self.state = frame.state
+        if frames:
+            self.state = frames[-1].state
         self.highest = max(self.highest, highest)
         return highest
 
@@ -164,8 +164,8 @@ class Replay:
             if type_ == record.PUT:
                 entries[index] = Entry(index, epoch, kind, body)
                 highest = max(highest, index)
-                self._last = max(self._last, index)
             elif type_ == record.CUT:
+                self._last = max(self._last, highest)
                 self.cut(index)
                 entries = self.entries
             elif kind == record.MARK_START:
@@ -175,6 +175,7 @@ class Replay:
                 entries = self.entries
             else:
                 self.clean = True
+        self._last = max(self._last, highest)
         return highest
 
     def cut(self, after: Index) -> None:

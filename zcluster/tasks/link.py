@@ -110,6 +110,7 @@ class Link:
             probe=True,
             message_bytes_max=p.MESSAGE_BYTES_MAX,
         )
+        self.channel.kick()
 
     # -- putting ------------------------------------------------------------------------------------------------------
     def wait_for_room(self) -> None:

@@ -184,26 +184,25 @@ class Router:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def run(self) -> None:
+        more = True
         while not self._stopping:
+            wait_ns = 0 if more else self._next_moment() - time.monotonic_ns()
+            if wait_ns > 0:
+                for fd, _ in self._epoll.poll(wait_ns / 1e9):
+                    if fd in self._watching:
+                        self._watching[fd]()
+                    elif fd == self._wakeup.fd:
+                        self._wakeup.clear()
             more = self.turn()
-            if not more:
-                wait_ns = self._next_moment() - time.monotonic_ns()
-                if wait_ns > 0:
-                    for fd, _ in self._epoll.poll(wait_ns / 1e9):
-                        if fd in self._watching:
-                            self._watching[fd]()
         self.close()
 
     def turn(self) -> bool:
         """Receive, decide, send. Returns: whether there is more to do at once."""
-        self._wakeup.clear()
-        more = self._receive(self._client_socket, self._from_client)
-        more |= self._receive(self._worker_socket, self._from_worker)
+        more_workers = self._receive(self._worker_socket, self._from_worker)
+        more_clients = self._receive(self._client_socket, self._from_client)
         now = time.monotonic_ns()
-        while self._verdicts and self._verdicts[0][0] <= now:
-            self._judge(self._verdicts.popleft()[1])
-        if now >= self._next_tick:
-            self._tick(now)
+        if self._verdicts or now >= self._next_tick:
+            self._chores(now)
         dispatcher = self.dispatcher
         if dispatcher.queued:
             self._check_doubtful(now)
@@ -214,12 +213,18 @@ class Router:
             self._to_worker(to_worker)
         for to_client in actions.clients:
             self._to_client(to_client)
-        # Sending may have consumed the edge of a descriptor: ask again before anybody sleeps.
-        return (
-            more
-            or bool(cast(int, self._worker_socket.get(_EVENTS)) & _POLLIN)
-            or bool(cast(int, self._client_socket.get(_EVENTS)) & _POLLIN)
-        )
+        # Sending may have consumed the edge of a descriptor: nobody sleeps before EVENTS were read again.
+        if actions.workers and not more_workers:
+            more_workers = bool(cast(int, self._worker_socket.get(_EVENTS)) & _POLLIN)
+        if actions.clients and not more_clients:
+            more_clients = bool(cast(int, self._client_socket.get(_EVENTS)) & _POLLIN)
+        return more_workers or more_clients
+
+    def _chores(self, now: Nanoseconds) -> None:
+        while self._verdicts and self._verdicts[0][0] <= now:
+            self._judge(self._verdicts.popleft()[1])
+        if now >= self._next_tick:
+            self._tick(now)
 
     def _next_moment(self) -> Nanoseconds:
         first = self._verdicts[0][0] if self._verdicts else NEVER
@@ -230,7 +235,7 @@ class Router:
             if not cast(int, socket.get(_EVENTS)) & _POLLIN:
                 return False
             identity = socket.recv(_NOBLOCK)
-            message = []
+            message = [socket.recv(_NOBLOCK)]  # an identity never comes alone
             while socket.get(_RCVMORE):
                 message.append(socket.recv(_NOBLOCK))
             try:
@@ -254,7 +259,7 @@ class Router:
 
     # -- clients ------------------------------------------------------------------------------------------------------
     def _from_client(self, identity: bytes, message: Message) -> None:
-        if not message or message == [b""]:
+        if message == [b""]:
             self._ask_who(self._client_socket, identity)
             return
         if len(message[0]) == wire.HEAD_BYTES and message[0][0] == wire.STATUS:
@@ -365,7 +370,7 @@ class Router:
 
     # -- workers ------------------------------------------------------------------------------------------------------
     def _from_worker(self, identity: bytes, message: Message) -> None:
-        if not message or message == [b""]:
+        if message == [b""]:
             self._ask_who(self._worker_socket, identity)
             return
         kind, body = p.unpack(message[0])

@@ -107,6 +107,7 @@ class Worker:
             probe=True,
             message_bytes_max=p.MESSAGE_BYTES_MAX,
         )
+        self.channel.kick()
 
     # -- messages (with the channel's lock, on either thread) ---------------------------------------------------------
     def _on_message(self, key: int, parts: list[bytes], now: Nanoseconds) -> None:

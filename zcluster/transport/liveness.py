@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import select
-import signal
+import sys
 import threading
 from typing import Final
 
@@ -61,9 +61,12 @@ class ProcessWatch:
 
 
 def exit_with_owner() -> None:
-    """End this process and its group soon after the owner of an ephemeral cluster ($ZCLUSTER_OWNER, "pid:start ticks")
-    has exited. The supervisor does that at once; this is for the case that it has been killed as well. A thread waits
-    in poll(2): it costs nothing. Without the variable: nothing."""
+    """Sweep a private cluster away soon after its owner ($ZCLUSTER_OWNER, "pid:start ticks") has exited.
+
+    The supervisor does that at once; this is for the case that it has been killed as well. A thread waits in poll(2),
+    which costs nothing, and then turns this process into the sweeper, which ends all others, paused ones included, and
+    removes the files. Without the variable: nothing.
+    """
     owner = os.environ.get(OWNER_VARIABLE, "")
     pid, _, ticks = owner.partition(":")
     if not (pid.isdigit() and ticks.isdigit()):
@@ -80,8 +83,7 @@ def exit_with_owner() -> None:
                 pass
             poller.unregister(watch.fd)
         poller.poll(OWNER_GRACE_MS)
-        if os.getpgrp() == os.getpid():
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+        directory = os.environ.get("ZCLUSTER_DIRECTORY", "")
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "zcluster.launch.sweep", directory])
 
     threading.Thread(target=wait, name="owner-watch", daemon=True).start()

@@ -218,6 +218,9 @@ func main() {
 	group.Wait()
 	elapsed := time.Since(begin).Seconds()
 	cpu = cpuSeconds() - cpu
+	if s.gap > 0 && track.last != 0 {
+		track.acknowledged(time.Now().UnixNano()) // a gap that is not over yet lasted at least so long
+	}
 	var all []int64
 	for _, part := range results {
 		all = append(all, part...)

@@ -40,7 +40,8 @@ def test_life_of_a_cluster(home: Path) -> None:
         cluster.wait("healthy")
         status = cluster.status()
         assert status["term"] > 1
-        assert all(node["commit_index"] > 0 and node["disk_bytes"] > 0 for node in status["nodes"])
+        assert all(node["disk_bytes"] > 0 for node in status["nodes"])
+        until(lambda: all(node["commit_index"] > 0 for node in cluster.status()["nodes"]))
         assert all(node["loss_window_ms"] == 0 for node in status["nodes"])
         assert set(cluster.checkpoint()) == {"n1", "n2", "n3"}
     finally:

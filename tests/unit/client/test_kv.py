@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -240,6 +241,18 @@ def test_closing(cluster: FakeCluster) -> None:
     with pytest.raises(Closed):
         kv.get("k")
     kv.close()
+
+
+def test_a_dropped_client_closes_its_connection(cluster: FakeCluster) -> None:
+    kv = KV(cluster.spec)
+    kv.put("k", b"")
+    (connection,) = kv._connections.values()
+    thread = connection.channel._background
+    assert thread is not None
+    del kv
+    gc.collect()
+    thread.join(10)
+    assert connection.channel.closed
 
 
 def test_a_forked_child_opens_its_own_connection(cluster: FakeCluster) -> None:

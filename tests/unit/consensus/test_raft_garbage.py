@@ -42,7 +42,7 @@ verbs = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.booleans(), st.lists(verbs, max_size=25))
 def test_garbage_is_survived(leading: bool, story: list[tuple[object, ...]]) -> None:
     solo = Solo(term=2, log=entries(1, 1, 1, 2))

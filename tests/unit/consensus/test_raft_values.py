@@ -5,7 +5,7 @@ from __future__ import annotations
 import doctest
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.consensus.solo import Solo, entries
@@ -28,6 +28,7 @@ def test_examples_in_docstrings() -> None:
     assert doctest.testmod(quorum).failed == 0
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=7))
 def test_a_majority_has_reached_the_value_and_none_higher(values: list[int]) -> None:
     reached = quorum.reached_by_majority(values)
@@ -36,6 +37,7 @@ def test_a_majority_has_reached_the_value_and_none_higher(values: list[int]) -> 
     assert sum(value > reached for value in values) < needed
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.integers(1, 6), st.booleans()), st.sets(st.integers(1, 6), min_size=1), st.booleans())
 def test_a_vote_is_won_or_lost_when_it_cannot_turn_any_more(
     votes: dict[int, bool], voters: set[int], every: bool
@@ -48,6 +50,7 @@ def test_a_vote_is_won_or_lost_when_it_cannot_turn_any_more(
     assert (result == quorum.LOST) == (yes + silent < needed)
 
 
+@settings(max_examples=50, deadline=None)
 @given(terms, st.integers(0, 14), st.integers(0, 5), st.integers(0, 12))
 def test_last_at_or_below_agrees_with_a_walk(some: list[int], index: int, term: int, compacted: int) -> None:
     log = log_of(some)
@@ -59,6 +62,7 @@ def test_last_at_or_below_agrees_with_a_walk(some: list[int], index: int, term: 
     assert log.last_at_or_below(index, term) == expected
 
 
+@settings(max_examples=50, deadline=None)
 @given(terms, terms, st.data())
 def test_first_difference_agrees_with_a_walk(mine: list[int], theirs: list[int], data: st.DataObject) -> None:
     """For logs that match: where (index, term) agree, everything before agrees."""
@@ -71,6 +75,7 @@ def test_first_difference_agrees_with_a_walk(mine: list[int], theirs: list[int],
     assert log.first_difference(new) == expected
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(0, 400), st.data())
 def test_slices_and_the_retained_tail_are_bounded_by_bytes(sizes: list[int], limit: int, data: st.DataObject) -> None:
     log = Log()

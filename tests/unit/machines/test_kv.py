@@ -245,7 +245,7 @@ def model_apply(model: dict[str, bytes], op: list[Any]) -> Any:
     return [[x for k in found[: op[3]] for x in (k, model[k])], len(found) > op[3]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(STEPS)
 def test_behaves_like_a_dict_whatever_is_captured_meanwhile(steps: list[Any]) -> None:
     store, model = make_store(), {}
@@ -291,7 +291,7 @@ def test_overlay_is_merged_back_in_bounded_slices() -> None:
     while store.maintain():
         slices += 1
         assert len(store._base) <= slices * kv_module.MERGE_SLICE
-    assert slices == 3
+    assert slices == 5
     assert len(store._base) == 10_000
 
 
@@ -350,7 +350,7 @@ def test_large_index_is_built_in_slices_and_answers_meanwhile() -> None:
         if not index.work():
             break
         slices += 1
-    assert slices >= 11
+    assert slices >= 30
     assert list(index.after("", None, 10)) == sorted(data)
 
 

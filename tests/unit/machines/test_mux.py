@@ -136,7 +136,7 @@ def test_nesting_is_refused_alike_on_a_shallow_and_on_a_deep_stack() -> None:
         assert len({at_depth(depth, data) for depth in (0, 100, 300, 500)}) == 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 60), st.integers(0, 255))
 def test_bytes_at_random_never_raise(noise: bytes, at: int, byte: int) -> None:
     machine = make_machine()

@@ -210,7 +210,7 @@ def test_a_captured_session_never_changes() -> None:
     assert dict(table.items())[first].results == {2: b"second"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_order_with_any_duplicates_applies_each_frame_once(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 8))
