@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zcluster.launch.local import LocalCluster
 
 LOST_WRITES: Final = 8
-FILES_MAX: Final = 1500
+FILES_MAX: Final = 600
 WORDS_KEPT: Final = 500
 WRITES_AROUND: Final = 200
 """Acknowledged writes to see before the kill, and again after it."""

@@ -1,8 +1,9 @@
 """The ends of many log files as one, in order of time; then what is added to them, as it comes.
 
 Lines that start with a time (`2026-01-31T12:00:00.123`) are ordered by it; a line without one belongs to the one above
-it, as in a traceback, and to the file's last change where none above has one. Files are read from their ends, so that a log of any size costs what is shown. Following notices
-that a file was emptied (the launcher rotates by copying and emptying), replaced, or made anew.
+it, as in a traceback, and to the file's last change where none above has one. Files are read from their ends, so that a
+log of any size costs what is shown. Following notices that a file was emptied (the launcher rotates by copying and
+emptying), replaced, or made anew.
 """
 
 from __future__ import annotations

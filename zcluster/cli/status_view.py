@@ -38,7 +38,7 @@ def headline(status: Map) -> tuple[str, str, str]:
         return (
             status["cluster"],
             "STOPPED",
-            f"{len(nodes)} nodes · {status['engine']} · durability {status['durability']}",
+            f"{len(nodes)} node{'s' * (len(nodes) != 1)} · {status['engine']} · durability {status['durability']}",
         )
     parts = [
         f"{up}/{len(nodes)} up",

@@ -103,7 +103,7 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
             CoreSettings(
                 election_timeout=settings.election_timeout_ms * MS,
                 heartbeat_interval=settings.heartbeat_ms * MS,
-                lease_margin=settings.heartbeat_ms * MS,
+                lease_margin=settings.election_timeout_ms * MS // 10,
             ),
             recovered_core(found, initial),
             random.Random(f"{spec.cluster_id}.{identity.replica_id}.{incarnation}"),

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from zcluster.errors import InvalidInput
+from zcluster.config import parse_durability
 from zcluster.types import MS, NEVER, Nanoseconds, WriteBatch
 
 GROUP_BYTES_MAX: Final = 4 << 20
@@ -30,15 +30,11 @@ class Durability(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Durability:
         """
-        >>> Durability.parse("interval:20")
+        >>> Durability.parse("interval:20ms")
         Durability(mode='interval', interval=20000000)
         """
-        mode, colon, number = text.partition(":")
-        if mode in (FSYNC, NONE) and not colon:
-            return cls(mode)
-        if mode == INTERVAL and number.isascii() and number.isdigit() and 0 < int(number) <= 60_000:
-            return cls(mode, int(number) * MS)
-        raise InvalidInput(f"durability {text!r}: use fsync, interval:MS (1 to 60000 ms) or none")
+        mode, interval_ms = parse_durability(text)
+        return cls(mode, interval_ms * MS)
 
     def __str__(self) -> str:
         return f"{self.mode}:{self.interval // MS}" if self.mode == INTERVAL else self.mode

@@ -14,7 +14,7 @@ from zcluster.errors import Closed
 from zcluster.tasks import link as links
 from zcluster.tasks import payload
 from zcluster.tasks.futures import outcome
-from zcluster.tasks.link import Call, Link, is_nested
+from zcluster.tasks.link import Link, is_nested
 from zcluster.tasks.payload import dump_arguments
 from zcluster.tasks.protocol import KEYWORDS, NO_RERUN, Function
 
@@ -22,8 +22,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class AsyncCall(Call):
+class AsyncCall:
     """A task that a coroutine waits for."""
+
+    number = 0
+    sent = False
+    claim: Callable[[Any], None] | None = None
 
     def __init__(
         self, inbox: LoopInbox, function: Function, data: bytes, segments: payload.Segments, flags: int

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from zcluster.tasks import payload
 from zcluster.tasks.futures import outcome
-from zcluster.tasks.link import Call, Link
+from zcluster.tasks.link import Link
 from zcluster.tasks.protocol import CHUNK, Function
 from zcluster.types import MS
 
@@ -27,8 +27,12 @@ CHUNKS_PER_WORKER: Final = 3
 _PLAIN: Final = (list, tuple, range, str, bytes, dict, set, frozenset)
 
 
-class Chunk(Call):
+class Chunk:
     """Some consecutive items of a map."""
+
+    number = 0
+    sent = False
+    claim: Callable[[Any], None] | None = None
 
     def __init__(self, owner: Map, function: Function, items: list[tuple[Any, ...]]) -> None:
         self.function = function

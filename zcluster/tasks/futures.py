@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from zcluster.errors import Unpicklable, WorkerDied
 from zcluster.tasks import payload
-from zcluster.tasks.link import Call, Link, is_nested
+from zcluster.tasks.link import Link, is_nested
 from zcluster.tasks.protocol import RAISED, RETURNED, Function
 
 T = TypeVar("T")
@@ -42,8 +42,12 @@ def outcome(status: int, data: bytes, segments: payload.Segments) -> tuple[Any, 
     return None, WorkerDied(data.decode(errors="replace"))
 
 
-class TaskFuture(Future[T], Call):
+class TaskFuture(Future[T]):
     """The future of one task."""
+
+    number = 0
+    sent = False
+    claim: Callable[[Any], None] | None = None
 
     # What the standard constructor sets; the instance gets its own when they change.
     _state = PENDING
@@ -167,6 +171,5 @@ def cancel_futures(link: Link, futures: list[TaskFuture[Any]]) -> None:
     cancelled = link.cancel(futures, CANCEL_WAIT_S)
     with link.channel.lock:
         for call in cancelled:
-            assert isinstance(call, TaskFuture)
-            call._finished(CANCELLED)
+            cast(TaskFuture[Any], call)._finished(CANCELLED)
         link.channel.kick(recheck=True)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from zcluster.client.channel import Channel
 from zcluster.config import CLIENT, ClusterSpec
@@ -52,27 +52,25 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Call:
-    """One task on its way. Subclasses say what happens in the end."""
+class Call(Protocol):
+    """One task on its way. Classes say what happens in the end."""
 
     number: int
     function: p.Function
     payload: bytes
     segments: Segments
     flags: int
-    sent = False
-    claim: Callable[[Any], None] | None = None  # what to do once the router has given the task back; see `Link.claim`
+    sent: bool  # the router has it, or had it
+    claim: Callable[[Any], None] | None  # what to do once the router has given the task back; see `Link.claim`
 
     def settle(self, status: int, data: bytes, segments: Segments) -> None:
         """The result. With the lock held."""
-        raise NotImplementedError
 
     def settle_error(self, error: BaseException) -> None:
         """There will be no result: `error` says why. With the lock held."""
-        raise NotImplementedError
 
     def done(self) -> bool:
-        raise NotImplementedError
+        """Cheap; any thread."""
 
 
 class Link:

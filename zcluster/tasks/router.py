@@ -30,6 +30,7 @@ from zcluster import wire
 from zcluster.config import CLIENT, WORKER, ClusterSpec, load_spec
 from zcluster.tasks import protocol as p
 from zcluster.tasks.dispatcher import Dispatcher
+from zcluster.tasks.peers import ClientPeer, Message, WorkerPeer
 from zcluster.tasks.policy import make_policy
 from zcluster.tasks.records import ToClient, ToWorker
 from zcluster.tasks.word import SUFFIX, WordReader, word_path
@@ -55,52 +56,6 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 
-Message = list[bytes]
-
-
-class ClientPeer:
-    """A client's process and connection. One client is one pool; a process may have several."""
-
-    __slots__ = ("identity", "number", "unreachable", "unsent", "watch")
-
-    def __init__(self, number: int, watch: ProcessWatch) -> None:
-        self.number = number
-        self.watch = watch
-        self.identity = b""
-        self.unsent: deque[Message] = deque()
-        self.unreachable: Nanoseconds = NEVER  # since when
-
-
-class WorkerPeer:
-    """One run of a worker process, and its connection."""
-
-    __slots__ = ("acknowledged", "identity", "key", "name", "pid", "sequence", "stat", "watch", "word")
-
-    def __init__(self, key: int, name: str, pid: int, watch: ProcessWatch, word: WordReader | None) -> None:
-        self.key = key
-        self.name = name
-        self.pid = pid
-        self.watch = watch
-        self.word = word
-        self.identity = b""
-        self.sequence = 0
-        self.acknowledged = 0
-        self.stat = os.open(f"/proc/{pid}/stat", os.O_RDONLY) if not watch.dead else -1
-
-    def stopped(self) -> bool:
-        """Is the process stopped by a signal (SIGSTOP), or traced?"""
-        try:
-            return os.pread(self.stat, 512, 0).rsplit(b")", 1)[1].split()[0] in (b"T", b"t")
-        except (OSError, IndexError):
-            return False
-
-    def close(self) -> None:
-        self.watch.close()
-        if self.stat >= 0:
-            os.close(self.stat)
-        if self.word is not None:
-            self.word.close()
-
 
 class Router:
     """The loop. `run` returns after `stop`."""
@@ -119,6 +74,7 @@ class Router:
         self.incarnation = random.SystemRandom().getrandbits(63)
         self.dropped_garbage = 0
         self._stopping = False
+        self._touched = False  # something was sent outside the usual order
         self._rate = 0.0
         self._rate_done = 0
         self._rate_at = time.monotonic_ns()
@@ -209,14 +165,15 @@ class Router:
         if dispatcher.next_deadline() <= now:
             dispatcher.deadline(now)
         actions = dispatcher.take(now)
+        touched, self._touched = self._touched, False
         for to_worker in actions.workers:
             self._to_worker(to_worker)
         for to_client in actions.clients:
             self._to_client(to_client)
         # Sending may have consumed the edge of a descriptor: nobody sleeps before EVENTS were read again.
-        if actions.workers and not more_workers:
+        if (actions.workers or touched) and not more_workers:
             more_workers = bool(cast(int, self._worker_socket.get(_EVENTS)) & _POLLIN)
-        if actions.clients and not more_clients:
+        if (actions.clients or touched) and not more_clients:
             more_clients = bool(cast(int, self._client_socket.get(_EVENTS)) & _POLLIN)
         return more_workers or more_clients
 
@@ -472,6 +429,7 @@ class Router:
     def _tick(self, now: Nanoseconds) -> None:
         """Once a second: pings to idle workers, acknowledgements, messages that could not be sent."""
         self._next_tick = now + TICK_NS
+        self._touched = True
         self._measure_rate(now)
         for key, peer in self._workers.items():
             worker = self.dispatcher.workers.get(key)

@@ -135,7 +135,7 @@ class Worker:
         elif kind == p.WHO:
             self._report()
         elif kind == p.REFUSED:
-            print(f"{self.name}: refused by the router: {body[0]}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{self.name}: refused by the router: {body[0]}\n")
             self.stop = EXIT_REFUSED
 
     def _report(self) -> None:

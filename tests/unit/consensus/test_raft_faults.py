@@ -1,4 +1,8 @@
-"""Seeded random faults on a small cluster; the oracle checks every turn. A failing seed is in the test's name."""
+"""Seeded random faults on a small cluster; the oracle checks every turn. A failing seed is in the test's name.
+
+Two kinds of runs. *Steady*: time passes in election timeouts, leases and bounded reads are asked for. *Churn*: replicas
+stand whenever they like, promises or not (so no leases), milliseconds apart: divergent logs and elections by the dozen.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,9 @@ import pytest
 from tests.unit.consensus.network import Network
 from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, ConfigChange, Settings
 from zcluster.errors import Error
-from zcluster.types import MS
+from zcluster.types import MS, NEVER
 
 SEEDS = range(40)
-STEPS = 80
 
 
 class Faults:
@@ -37,21 +40,38 @@ class Faults:
         )
         self.network.loss = self.rng.choice([0, 0, 0.02, 0.2])
         self.network.duplication = self.rng.choice([0, 0.1, 0.5])
-        self.verbs = [
+        common = [
             *[self.propose] * 14,
             *[self.read] * 8,
-            *[self.crash] * 2,
+            *[self.crash] * 3,
             *[self.restart] * 5,
-            *[self.partition] * 2,
+            *[self.partition] * 3,
             *[self.heal] * 4,
-            self.pause,
-            *[self.resume] * 3,
-            self.stall,
             *[self.compact] * 2,
-            self.transfer,
             *[self.change if seed % 2 else self.damage] * 2,
-            self.late_certificate,
         ]
+        steady = [self.pause, *[self.resume] * 3, self.stall, self.transfer, self.late_certificate]
+        churn = [*[self.stand] * 12, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
+        self.churn = seed % 4 >= 2
+        self.verbs = common + (churn if self.churn else steady)
+        self.steps = 250 if self.churn else 80
+        self.spans = (0, 1, 3, 10) if self.churn else (1, 10, 100, 700)
+
+    def run(self) -> None:
+        self.network.run(self.rng.choice([0, 50, 1_000]) * MS)
+        for _ in range(self.steps):
+            self.rng.choice(self.verbs)()
+            self.network.run(int(self.rng.choice(self.spans) * self.rng.random() * MS))
+
+    def stand(self) -> None:
+        """An election timeout has passed, somewhere; the others let go of their leader too, or do not."""
+        node = self.network.nodes[self.some()]
+        for other in self.network.nodes.values():
+            if other.core is not None and self.rng.random() < 0.7:
+                other.core.promise.until = 0
+        if node.core is not None and not node.core.is_leader and node.core.election_at < NEVER:
+            node.core.election_at = self.network.now
+            self.network.turn(node)
 
     def some(self) -> int:
         return self.rng.choice(sorted(self.network.nodes))
@@ -74,7 +94,7 @@ class Faults:
             if index is not None:
                 assert index >= self.network.oracle.acknowledged_before(self.network.now - bound)
             if node.core.is_leader:
-                self.network.read(node.id, lease=self.rng.random() < 0.5)
+                self.network.read(node.id, lease=not self.churn and self.rng.random() < 0.5)
 
     def crash(self) -> None:
         node = self.network.nodes[self.some()]
@@ -181,8 +201,5 @@ class Faults:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_committed_is_lost_under_random_faults(seed: int) -> None:
     faults = Faults(seed)
-    faults.network.run(faults.rng.choice([0, 50, 1_000]) * MS)
-    for _ in range(STEPS):
-        faults.rng.choice(faults.verbs)()
-        faults.network.run(int(faults.rng.choice([1, 10, 100, 700]) * faults.rng.random() * MS))
+    faults.run()
     faults.recover()

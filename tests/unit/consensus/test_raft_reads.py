@@ -77,9 +77,11 @@ def test_a_lost_round_is_followed_by_the_next_heartbeat() -> None:
 def test_a_read_before_the_first_commit_of_the_term_waits_and_captures_then() -> None:
     solo = Solo()
     solo.become_leader()
+    solo.step(2, HeartbeatReply(1, solo.last(Heartbeat).round))
     solo.core.read_barrier(1, solo.now)
     solo.core.read_barrier(2, solo.now, lease=True)
     solo.pump()
+    solo.wait(60 * MS)
     for peer in (2, 3):
         solo.step(peer, HeartbeatReply(1, solo.last(Heartbeat).round))
     assert not solo.reads

@@ -39,7 +39,9 @@ def test_a_frame_comes_back_with_its_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "segment_id", "digest"), [(0, 6, DIGEST), (0, 5, record.cluster_digest("b")), (8, 5, DIGEST)]
+    ("offset", "segment_id", "digest"),
+    [(0, 6, DIGEST), (0, 5, record.cluster_digest("b")), (8, 5, DIGEST)],
+    ids=["segment", "cluster", "offset"],
 )
 def test_a_frame_of_another_place_segment_or_cluster_is_none(offset: int, segment_id: int, digest: bytes) -> None:
     data = bytes(offset) + frame(b"payload", 0)

@@ -317,21 +317,29 @@ def test_damage_behind_the_checkpoint_costs_nothing() -> None:
     assert recover(disk).damage is None
 
 
-def test_a_crash_at_any_point_of_a_repair_comes_to_the_same() -> None:
-    disk = log_of(60)
-    disk.flip(segments(disk)[1], 500)
+@pytest.mark.parametrize("kind", ["flipped", "missing", "shortened"])
+def test_a_crash_at_any_point_of_a_repair_comes_to_the_same(kind: str) -> None:
+    disk = log_of(80)
+    path = segments(disk)[1]
+    if kind == "flipped":
+        disk.flip(path, 500)
+    elif kind == "missing":
+        disk.unlink(path)
+        disk.fsync_directory(WAL)
+    else:
+        disk.cut(path, read_segment(disk, path, 2, DIGEST).scan.frames[5].end)
     expected = indices(recover(disk.copy()))
-    for stop_at in range(1, 40):
+    assert 0 < len(expected) < 60
+
+    def look(twin: FaultyDisk) -> None:
         for keep in ("nothing", "all", "random"):
-            twin = disk.copy()
-            twin.stop_at = stop_at
-            try:
-                open_at(twin)
-            except BaseException as cut:
-                assert type(cut).__name__ == "PowerCut"
-            twin.power_cut(keep)
-            found = recover(twin)
+            cut = twin.copy()
+            cut.power_cut(keep)
+            found = recover(cut)
             assert found.repair and indices(found) == expected and found.hard_state == HardState(3, 2)
+
+    disk.observer = look
+    recover(disk)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
@@ -428,6 +436,16 @@ def test_an_installed_checkpoint_keeps_the_suffix_of_a_log_that_matches() -> Non
     assert indices(recover(node.disk)) == list(range(1, 61))
 
 
+def test_an_installed_checkpoint_keeps_what_is_above_a_hole() -> None:
+    """Paxos: accepted slots above the checkpoint are promises to others, whether or not its own slot is here."""
+    node = new_node()
+    node.put(1, 2, 3, 55, 60)
+    checkpoint(node.disk, 50, 2)
+    node.write(snapshot=meta(50, 2))
+    found = recover(node.disk)
+    assert found.checkpoint == meta(50, 2) and indices(found) == [55, 60] and not found.repair
+
+
 def test_a_received_checkpoint_counts_only_when_the_log_says_so() -> None:
     """The file is complete, the process dies before the log says INSTALLED: nobody was told anything."""
     node = new_node()
@@ -474,6 +492,15 @@ def test_a_killed_process_loses_nothing_in_any_mode() -> None:
         node.put(*range(1, 100))
         found = recover(node.disk)
         assert indices(found) == list(range(1, 100)) and not found.suspect_tail
+
+
+def test_what_recovery_returns_is_durable() -> None:
+    """A process is killed before its sync; the next one counts what it finds as persisted, so it must be."""
+    node = new_node(durability="none")
+    node.put(*range(1, 20))
+    assert len(recover(node.disk).entries) == 19
+    node.disk.power_cut("nothing")
+    assert len(recover(node.disk).entries) == 19
 
 
 @pytest.mark.parametrize("mode", ["interval:50", "none"])
