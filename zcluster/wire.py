@@ -74,7 +74,8 @@ HEAD_BYTES: Final = HEAD.size
 _encode = msgspec.msgpack.Encoder().encode
 encode = _encode
 decode = msgspec.msgpack.decode
-DecodeError = msgspec.MsgspecError
+DecodeError: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding garbage may raise; for `except`."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):

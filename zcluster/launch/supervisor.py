@@ -253,7 +253,7 @@ class Supervisor:
                 verb, arguments = wire.decode(body)
             except zmq.Again:
                 return
-            except (ValueError, wire.DecodeError):
+            except (ValueError, *wire.DecodeError):
                 continue  # not one of ours
             try:
                 handler = self.VERBS.get(verb)

@@ -113,7 +113,15 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
             checkpoint_bytes=settings.checkpoint_bytes, checkpoint_interval=settings.checkpoint_seconds * 1000 * MS
         )
         applied = found.checkpoint or SnapshotMeta(0, 0, initial)
-        return Replica(core, machine, limits, applied=applied, now=now, verify_death=verify_death)
+        return Replica(
+            core,
+            machine,
+            limits,
+            cluster_id=spec.cluster_id,
+            applied=applied,
+            now=now,
+            verify_death=verify_death,
+        )
 
     pid = os.getpid()
     me = Envelope(

@@ -228,7 +228,7 @@ class SnapshotReceiver:
             try:
                 identity, raw_envelope, raw_piece, data = parts
                 envelope, piece = _decode_envelope(raw_envelope), _decode_piece(raw_piece)
-            except (ValueError, wire.DecodeError):
+            except (ValueError, *wire.DecodeError):
                 self.dropped += 1
                 continue
             me = self._me

@@ -83,6 +83,7 @@ class Replica:
         machine: Machine,
         limits: Limits,
         *,
+        cluster_id: str,
         applied: SnapshotMeta,
         now: Nanoseconds,
         verify_death: Callable[[ReplicaId, int], bool],
@@ -92,6 +93,7 @@ class Replica:
         self.core = core
         self.machine = machine
         self.limits = limits
+        self.cluster_id = cluster_id
         self.last_applied: Index = applied.index
         self.checkpoint_index: Index = applied.index
         self.applied_total = 0
@@ -421,11 +423,13 @@ class Replica:
 
     def _take_hello(self, client: Client, request: int, body: bytes) -> None:
         try:
-            protocol, _ = msgspec.msgpack.decode(body, type=tuple[int, str])
+            protocol, cluster_id = msgspec.msgpack.decode(body, type=tuple[int, str])
         except wire.DecodeError:
             self._fail(client, request, "not a hello")
             return
-        if protocol != wire.PROTOCOL:
+        if cluster_id != self.cluster_id:
+            self._fail(client, request, f"this node belongs to cluster {self.cluster_id}, not {cluster_id!r}")
+        elif protocol != wire.PROTOCOL:
             self._fail(client, request, f"this node speaks protocol {wire.PROTOCOL}, you speak {protocol}")
         else:
             self._reply(client, wire.LEADER, request, wire.encode([self.core.leader, self.core.term]))
@@ -436,7 +440,7 @@ class Replica:
             self.core.transfer_leadership(target, now)
         except NotLeader:
             self._not_leader(client, request)
-        except (wire.DecodeError, InvalidInput, Busy) as error:
+        except (*wire.DecodeError, InvalidInput, Busy) as error:
             self._fail(client, request, str(error))
         else:
             self._reply(client, wire.RESULT, request, wire.encode([True]))
@@ -445,8 +449,7 @@ class Replica:
         self._out.replies.append((client, wire.pack_head(kind, request), body))
 
     def _not_leader(self, client: Client, request: int) -> None:
-        leader = 0 if self.core.is_leader else self.core.leader
-        self._reply(client, wire.NOT_LEADER, request, wire.encode([leader, self.core.term]))
+        self._reply(client, wire.NOT_LEADER, request, wire.encode([self.core.leader, self.core.term]))
 
     def _fail(self, client: Client, request: int, text: str) -> None:
         self._reply(client, wire.FAILED, request, wire.encode([wire.E_BAD_REQUEST, text]))

@@ -155,8 +155,7 @@ class Server:
         now = monotonic()
         self._feed(now, peer_messages, requests)
         self._carry_out(self.replica.turn(now, _wall_ms()))
-        if self._maintaining and not events:
-            self._maintaining = self.replica.machine.maintain()
+        self._maintaining = self.replica.machine.maintain()
 
     def _pump_log(self) -> None:
         """Write and sync what the turn has submitted, and let what follows from that take effect."""
@@ -220,7 +219,6 @@ class Server:
         if out.compacted is not None:
             oldest = prune(self._disk, self._store.checkpoints, keep=2)
             self._writer.trim(oldest + 1)
-            self._maintaining = True
         if out.capture is not None:
             self._start_checkpoint(*out.capture)
 
@@ -285,7 +283,6 @@ class Server:
             if close is not None:
                 close()
             self._capture = None
-            self._maintaining = True
             text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
             journal(self._node, text)
             self.replica.checkpoint_done(meta, error, monotonic())

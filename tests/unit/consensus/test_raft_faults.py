@@ -29,16 +29,18 @@ class Faults:
             inflight_max=self.rng.choice([1, 3, 8]),
             retained_bytes_max=self.rng.choice([0, 300, 1 << 20]),
         )
+        self.churn = seed % 4 >= 2
+        quick, slow = (MS // 5, MS // 2), (MS // 5, 8 * MS)
         self.network = Network(
-            self.rng.choice([1, 2, 3, 3, 3, 4, 5, 5]),
+            self.rng.choice([3, 3, 5] if self.churn else [1, 2, 3, 3, 3, 4, 5, 5]),
             seed=seed,
             settings=settings,
-            pidfds=chance() < 0.5,
+            pidfds=not self.churn and chance() < 0.5,
             bootstrap=chance() < 0.7,
-            delay=self.rng.choice([(MS // 5, MS // 2), (MS // 5, 20 * MS), (MS // 5, 300 * MS)]),
-            disk_delay=self.rng.choice([(MS // 5, MS // 2), (MS // 5, 30 * MS), (MS, 400 * MS)]),
+            delay=self.rng.choice([quick, slow] if self.churn else [quick, slow, (MS // 5, 300 * MS)]),
+            disk_delay=self.rng.choice([quick, slow] if self.churn else [quick, slow, (MS, 400 * MS)]),
         )
-        self.network.loss = self.rng.choice([0, 0, 0.02, 0.2])
+        self.network.loss = self.rng.choice([0, 0, 0.02, 0.05 if self.churn else 0.2])
         self.network.duplication = self.rng.choice([0, 0.1, 0.5])
         common = [
             *[self.propose] * 14,
@@ -51,8 +53,7 @@ class Faults:
             *[self.change if seed % 2 else self.damage] * 2,
         ]
         steady = [self.pause, *[self.resume] * 3, self.stall, self.transfer, self.late_certificate]
-        churn = [*[self.stand] * 12, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
-        self.churn = seed % 4 >= 2
+        churn = [*[self.stand] * 16, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
         self.verbs = common + (churn if self.churn else steady)
         self.steps = 250 if self.churn else 80
         self.spans = (0, 1, 3, 10) if self.churn else (1, 10, 100, 700)
@@ -67,8 +68,14 @@ class Faults:
         """An election timeout has passed, somewhere; the others let go of their leader too, or do not."""
         node = self.network.nodes[self.some()]
         for other in self.network.nodes.values():
-            if other.core is not None and self.rng.random() < 0.7:
-                other.core.promise.until = 0
+            if other.core is None or self.rng.random() < 0.3:
+                continue
+            other.core.promise.until = 0
+            if other.core.leadership is not None and self.rng.random() < 0.3:
+                other.core.leadership.check_at = self.network.now
+                for progress in other.core.leadership.progress.values():
+                    progress.active_at = 0
+                self.network.turn(other)
         if node.core is not None and not node.core.is_leader and node.core.election_at < NEVER:
             node.core.election_at = self.network.now
             self.network.turn(node)

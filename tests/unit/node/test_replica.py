@@ -120,7 +120,9 @@ class ScriptedCore:
 def make(limits: Limits | None = None) -> tuple[Replica, ScriptedCore, EchoMachine]:
     core, machine = ScriptedCore(), EchoMachine()
     limits = limits or Limits(checkpoint_bytes=1 << 30, checkpoint_interval=0)
-    replica = Replica(core, machine, limits, applied=META0, now=0, verify_death=lambda r, i: (r, i) == (2, 7))
+    replica = Replica(
+        core, machine, limits, cluster_id="c", applied=META0, now=0, verify_death=lambda r, i: (r, i) == (2, 7)
+    )
     announced = effects(replica)
     assert announced["announce"] == (1, 3)
     return replica, core, machine
@@ -201,7 +203,7 @@ def test_a_noop_in_the_place_of_our_entry_refuses_it_too() -> None:
     replica.client_message(A, wire.WRITE, 1, b"mine", 0)
     effects(replica)
     core.readys.append(Ready(seq=0, committed=(Entry(1, 4, KIND_NOOP, b""),)))
-    assert effects(replica)["replies"] == [refusal(A, 1, 0, 3)]
+    assert effects(replica)["replies"] == [refusal(A, 1, 1, 3)]
 
 
 def test_busy_is_told_to_everybody_who_waits_and_nothing_is_kept() -> None:
@@ -260,7 +262,7 @@ def test_reads_whose_barrier_failed_go_elsewhere() -> None:
     replica.client_message(A, wire.READ, 1, wire.encode([wire.LINEARIZABLE, 0, []]), 0)
     effects(replica)
     core.readys.append(Ready(seq=0, reads_failed=[1]))
-    assert effects(replica) == {"replies": [refusal(A, 1, 0, 3)]}
+    assert effects(replica) == {"replies": [refusal(A, 1, 1, 3)]}
 
 
 def test_weak_reads_are_served_here_and_bounded_ones_only_within_their_bound() -> None:
@@ -275,7 +277,10 @@ def test_weak_reads_are_served_here_and_bounded_ones_only_within_their_bound() -
     assert effects(replica) == {"replies": [result(A, 3, wire.encode([1, "b"]))]}
 
 
-@pytest.mark.parametrize("body", [b"", b"\xc1", wire.encode([9, 0, []]), wire.encode([wire.BOUNDED, -1, []]), b"\x90"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xc1", wire.encode([9, 0, []]), wire.encode([wire.BOUNDED, -1, []]), b"\x90", b"\x93\x00\x00\x91\xa1\xff"],
+)
 def test_garbage_reads_get_a_clear_refusal(body: bytes) -> None:
     replica, _, _ = make()
     replica.client_message(A, wire.READ, 1, body, 0)
@@ -295,9 +300,11 @@ def test_hello_says_who_leads_and_refuses_another_protocol() -> None:
     replica, _, _ = make()
     replica.client_message(A, wire.HELLO, 1, wire.encode([wire.PROTOCOL, "c"]), 0)
     replica.client_message(A, wire.HELLO, 2, wire.encode([99, "c"]), 0)
+    replica.client_message(A, wire.HELLO, 3, wire.encode([wire.PROTOCOL, "other"]), 0)
     replies = effects(replica)["replies"]
     assert replies[0] == (A, wire.pack_head(wire.LEADER, 1), wire.encode([1, 3]))
     assert replies[1][1] == wire.pack_head(wire.FAILED, 2)
+    assert replies[2][1] == wire.pack_head(wire.FAILED, 3)
 
 
 def test_a_certificate_counts_only_when_the_system_confirms_the_death() -> None:

@@ -336,8 +336,8 @@ def test_resubmitted_tasks_wait_for_the_reports_and_join_what_runs() -> None:
     assert bench.submit(1, 2, 3, flags=RESUBMITTED) == Actions()
     assert bench.worker(1, held=[(A, 1), (A, 2)]) == Actions()  # 1 runs, 2 is held, 3 may be with the other one
     assert bench.submit(4) == Actions()  # new tasks need not wait, but the one worker is busy
-    assert bench.worker(2) == Actions(workers=[work(2, 4, first=True)])
-    assert bench.done(2, 4) == Actions(workers=[work(2, 3)], clients=[ToClient(A, 50, [result(4)])])
+    assert bench.worker(2) == Actions(workers=[work(2, 3, first=True)])  # the older one first
+    assert bench.done(2, 3) == Actions(workers=[work(2, 4)], clients=[ToClient(A, 50, [result(3)])])
     assert bench.done(1, 1, 2) == Actions(clients=[ToClient(A, 50, [result(1), result(2)])])
 
 
