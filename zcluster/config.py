@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: int = 100
     key_bytes_max: int = 4096
     value_bytes_max: int = 1 << 20
-    checkpoint_bytes: int = 64 << 20  # log written since the last checkpoint
+    checkpoint_bytes: int = 16 << 20  # log written since the last checkpoint
     checkpoint_seconds: int = 300  # 0: by bytes only; nothing is written when nothing changed
     segment_bytes: int = 16 << 20
     sessions_max: int = 10_000

@@ -52,8 +52,8 @@ Read = tuple[Client, int, list[Any]]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """When to write a checkpoint: after so many bytes of applied entries, or so long after the last one (0: never by
-    time). Nothing is written while nothing was applied."""
+    """When to write a checkpoint: after so many bytes of applied entries (or as many as the last checkpoint had, if that
+    is more), or so long after the last one (0: never by time). Nothing is written while nothing was applied."""
 
     checkpoint_bytes: int
     checkpoint_interval: Nanoseconds
@@ -118,6 +118,8 @@ class Replica:
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
         self._bytes_since_checkpoint = 0
+        self._bytes_captured = 0
+        self._checkpoint_size_bytes = 0
         self._checkpoint_due: Nanoseconds = NEVER
         self._capturing: SnapshotMeta | None = None
         self._checkpoint_waiters: list[tuple[Client, int]] = []
@@ -168,11 +170,14 @@ class Replica:
         self.core.step(sender, incarnation, message, now)
         self._drain(machine, message.meta)
 
-    def checkpoint_done(self, meta: SnapshotMeta, error: Exception | None, now: Nanoseconds) -> None:
+    def checkpoint_done(
+        self, meta: SnapshotMeta, error: Exception | None, now: Nanoseconds, size_bytes: int = 0
+    ) -> None:
         """The checkpoint asked for by `Effects.capture` is durable, or failed (then the log is simply kept)."""
         self._capturing = None
         waiters, self._checkpoint_waiters = self._checkpoint_waiters, []
         if error is None:
+            self._checkpoint_size_bytes = size_bytes
             self._checkpoint_complete(meta)
         for client, request in waiters:
             if error is None:
@@ -190,6 +195,7 @@ class Replica:
             return False
         meta = SnapshotMeta(self.last_applied, self._applied_epoch, self._configuration, self._log_time_ms)
         self._capturing = meta
+        self._bytes_captured = self._bytes_since_checkpoint
         self._checkpoint_due = NEVER
         self._out.capture = (meta, self.machine.capture())
         return True
@@ -328,6 +334,7 @@ class Replica:
         self._configuration, self._log_time_ms = meta.configuration, meta.log_time_ms
         for index in [i for i in self._waiting if i <= meta.index]:
             del self._waiting[index]  # outcome unknown here; the clients ask again with the same ids
+        self._bytes_since_checkpoint = self._bytes_captured = 0
         self._checkpoint_complete(meta)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
@@ -463,7 +470,9 @@ class Replica:
     def _maybe_checkpoint(self, now: Nanoseconds) -> None:
         if self._capturing is not None:
             return
-        if self._checkpoint_waiters or self._bytes_since_checkpoint >= self.limits.checkpoint_bytes:
+        # Writing the state again must not cost more than writing the log did: a large state waits for as large a log.
+        enough = max(self.limits.checkpoint_bytes, self._checkpoint_size_bytes)
+        if self._checkpoint_waiters or self._bytes_since_checkpoint >= enough:
             pass
         elif now < self._checkpoint_due:
             return
@@ -478,7 +487,8 @@ class Replica:
         if meta.index <= self.checkpoint_index and self.checkpoint_index:
             return
         self.checkpoint_index = meta.index
-        self._bytes_since_checkpoint = 0
+        self._bytes_since_checkpoint -= self._bytes_captured
+        self._bytes_captured = 0
         self._out.compacted = meta
         self.core.compacted(meta)
 

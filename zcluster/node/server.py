@@ -101,6 +101,7 @@ class Server:
         self.replica = make_replica(self._deaths.verify, self._started)
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
         self._capture_fed = False
+        self._capture_bytes = 0
         self._maintaining = True
         self._persisted_seq = 0
         self._stopping = False
@@ -258,6 +259,7 @@ class Server:
         )
         self._capture = (meta, snapshot.chunks(), background)
         self._capture_fed = False
+        self._capture_bytes = 0
 
     def _pump(self) -> bool:
         """Hand one slice of the capture to its thread. True while there is more to hand over right now."""
@@ -274,6 +276,7 @@ class Server:
                     self._capture_fed = True
                 else:
                     background.put(chunk)
+                    self._capture_bytes += len(chunk)
                     return True
             done = background.result() is not None
         except StorageError as failed:
@@ -285,7 +288,7 @@ class Server:
             self._capture = None
             text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
             journal(self._node, text)
-            self.replica.checkpoint_done(meta, error, monotonic())
+            self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
         return False
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ Pure: bytes in, bytes out; no disk, no clock.
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -155,11 +156,14 @@ def decode_frame(data: bytes, offset: int, digest: bytes, segment_id: int) -> Fr
 
 
 class Scan(NamedTuple):
-    """What a segment's bytes hold. frames: the valid ones, in a row from the beginning. end: where the row ends.
-    strays: frames with a valid header somewhere behind `end`. damaged: a stray proves that bytes at `end` were synced.
+    """What a segment's bytes hold. The valid frames in a row from the beginning: where their payloads start and end (as
+    arrays: there may be a hundred thousand), the `last` of them, and the `end` of the row.
+    strays: frames with a valid header somewhere behind it. damaged: a stray proves that bytes at `end` were synced.
     """
 
-    frames: list[Frame]
+    starts: array[int]
+    ends: array[int]
+    last: Frame | None
     end: int
     strays: list[Frame]
     damaged: bool
@@ -170,22 +174,31 @@ def scan_frames(data: bytes, begin: int, digest: bytes, segment_id: int) -> Scan
 
     Linear in the size of `data`: behind the first bad frame only headers are checked, at places where the magic is.
     """
-    frames: list[Frame] = []
+    starts, ends = array("I"), array("I")
+    last: Frame | None = None
     end = begin
     while (frame := decode_frame(data, end, digest, segment_id)) is not None and frame.valid:
-        frames.append(frame)
+        last = frame
         end = frame.end
-    strays: list[Frame] = []
-    place = data.find(MAGIC, end)
+        starts.append(frame.start)
+        ends.append(end)
+    strays = find_frames(data, end, digest, segment_id)
+    return Scan(starts, ends, last, end, strays, any(stray.synced > end for stray in strays))
+
+
+def find_frames(data: bytes, begin: int, digest: bytes, segment_id: int) -> list[Frame]:
+    """All frames with a valid header from `begin` on, wherever they start (but not inside valid ones)."""
+    found: list[Frame] = []
+    place = data.find(MAGIC, begin)
     while place >= 0:
-        stray = decode_frame(data, place, digest, segment_id)
+        frame = decode_frame(data, place, digest, segment_id)
         following = place + 1
-        if stray is not None:
-            strays.append(stray)
-            if stray.valid:
-                following = stray.end
+        if frame is not None:
+            found.append(frame)
+            if frame.valid:
+                following = frame.end
         place = data.find(MAGIC, following)
-    return Scan(frames, end, strays, any(stray.synced > end for stray in strays))
+    return found
 
 
 def put_record(entry: Entry) -> tuple[bytes, bytes]:

@@ -79,16 +79,15 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
 class Store:
     """An open data directory, locked until `close`. The log goes to a writer, which closes it."""
 
-    def __init__(self, disk: Disk, directory: Path, identity: Identity, wal: Wal, recovered: RecoveredStore) -> None:
+    def __init__(
+        self, disk: Disk, directory: Path, identity: Identity, wal: Wal, recovered: RecoveredStore, lock: int
+    ) -> None:
         self.directory = directory
         self.checkpoints = directory / CHECKPOINTS
         self.identity = identity
         self.wal = wal
         self.recovered = recovered
         self._disk = disk
-        self._lock = -1
-
-    def hold(self, lock: int) -> None:
         self._lock = lock
 
     def close(self) -> None:
@@ -125,7 +124,7 @@ def open_store(
         )
     try:
         if create:
-            disk.make_directory(directory)
+            _make_directory(disk, directory)
         lock = disk.lock(directory / LOCK)
         try:
             if create:
@@ -140,9 +139,19 @@ def open_store(
             raise
     except OSError as error:
         raise storage_error("open", directory, error) from error
-    store = Store(disk, directory, identity, wal, recovered)
-    store.hold(lock)
-    return store
+    return Store(disk, directory, identity, wal, recovered, lock)
+
+
+def _make_directory(disk: Disk, directory: Path) -> None:
+    """With its missing parents, and durable: each new name is synced into the directory that holds it."""
+    path = directory
+    parents = [directory.parent]
+    while not disk.exists(path):
+        path = path.parent
+        parents.append(path)
+    disk.make_directory(directory)
+    for parent in reversed(parents):
+        disk.fsync_directory(parent)
 
 
 def _create(disk: Disk, directory: Path, identity: Identity, boot_id: str, segment_bytes: int) -> None:
@@ -168,8 +177,7 @@ def _create(disk: Disk, directory: Path, identity: Identity, boot_id: str, segme
     log.append([])
     log.sync()
     log.close()
-    for parent in (directory.parent, directory):
-        disk.fsync_directory(parent)
+    disk.fsync_directory(directory)
     write_identity(disk, directory, identity)
 
 
@@ -218,13 +226,13 @@ class _Recovery:
         if state is None:
             return self._wiped()
         for kept in chain.kept:
-            size = kept.segment.size
-            self._live.append(
-                LiveSegment(kept.segment.id, kept.segment.path, self._replay.read(self._disk, kept), size)
-            )
+            highest, found = self._replay.read(self._disk, kept), kept.segment
+            self._live.append(LiveSegment(found.id, found.path, highest, found.size))
         checkpoint = self._choose(chain)
-        if not chain.lost and self._replay.state is not None:
-            state = self._replay.state  # not that of unsynced frames behind a torn tail
+        if not chain.lost:
+            last = chain.kept[-1].segment.scan.last
+            assert last is not None, "a segment without a frame was never begun"
+            state = last.state  # not that of unsynced frames behind a torn tail
         recovered, suspect_after = self._recovered(state, checkpoint, chain)
         position = WalPosition(
             segments=self._live,

@@ -136,7 +136,6 @@ class Replay:
         self.highest: Index = 0
         self.installed: tuple[Index, Term] | None = None
         self.start: StartMark | None = None
-        self.state: WalState | None = None
         self.clean = False
         self._last: Index = 0  # no entry is above it
 
@@ -148,11 +147,10 @@ class Replay:
         data = read_bytes(disk, segment.path)
         assert data is not None, "it was read before"
         highest = 0
-        frames = [frame for frame in segment.scan.frames if frame.end <= kept.end]
-        for frame in frames:
-            highest = max(highest, self._apply(segment.path, data, frame.start, frame.end))
-        if frames:
-            self.state = frames[-1].state
+        for start, end in zip(segment.scan.starts, segment.scan.ends, strict=True):
+            if end > kept.end:
+                break
+            highest = max(highest, self._apply(segment.path, data, start, end))
         self.highest = max(self.highest, highest)
         return highest
 

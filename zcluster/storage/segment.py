@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from pathlib import Path
 from struct import Struct
 from typing import Final
@@ -27,7 +28,7 @@ import msgspec
 
 from zcluster.errors import Corrupt, FormatTooNew, WrongCluster
 from zcluster.storage.disk import Disk
-from zcluster.storage.record import Frame, Scan, scan_frames
+from zcluster.storage.record import Frame, Scan, find_frames, scan_frames
 from zcluster.types import Index
 
 SEGMENT_MAGIC: Final = b"zcwalseg"
@@ -63,11 +64,11 @@ class Segment(msgspec.Struct, frozen=True):
         """The last frame with a valid header, wherever it is: the one that knows the newest hard state."""
         if self.scan.strays:
             return self.scan.strays[-1]
-        return self.scan.frames[-1] if self.scan.frames else None
+        return self.scan.last
 
     def has_frame_end(self, end: int) -> bool:
         """Whether the valid frames reach `end` exactly (more may follow)."""
-        return end == SEGMENT_HEADER_BYTES or any(frame.end == end for frame in self.scan.frames)
+        return end in self.scan.ends
 
     def corrupt(self) -> Corrupt:
         if self.header is None:
@@ -146,7 +147,7 @@ def read_segment(disk: Disk, path: Path, segment_id: int, digest: bytes) -> Segm
     """Check one file from end to end; damage is a result, not an error. Raises: FormatTooNew, WrongCluster, OSError."""
     data = read_bytes(disk, path)
     if data is None:
-        return Segment(segment_id, path, 0, None, False, Scan([], 0, [], True))
+        return Segment(segment_id, path, 0, None, False, _unread([], True))
     header = decode_segment_header(path, data, digest)
     blank = False
     if header is None:
@@ -154,13 +155,16 @@ def read_segment(disk: Disk, path: Path, segment_id: int, digest: bytes) -> Segm
     elif header.id != segment_id:  # a recycled file that got its new name but not yet its new header
         blank = header.id < segment_id
         header = None
-    scan = scan_frames(data, SEGMENT_HEADER_BYTES, digest, segment_id)
-    if header is not None and not scan.frames and not scan.damaged:
-        header, blank = None, True
-    if header is None:
-        # Without its header nothing in the file counts as read; every frame is a stray that may prove the damage.
-        strays = scan.frames + scan.strays
-        proof = any(frame.synced > 0 for frame in strays)
-        blank = blank and not proof
-        scan = Scan([], 0, strays, not blank)
-    return Segment(segment_id, path, len(data), header, blank, scan)
+    if header is not None:
+        scan = scan_frames(data, SEGMENT_HEADER_BYTES, digest, segment_id)
+        if scan.last is not None or scan.damaged:
+            return Segment(segment_id, path, len(data), header, False, scan)
+        blank = True
+    # Nothing in the file counts as read; every frame is a stray, and those behind the first prove damage.
+    strays = find_frames(data, SEGMENT_HEADER_BYTES, digest, segment_id)
+    blank = blank and not any(frame.synced > 0 for frame in strays)
+    return Segment(segment_id, path, len(data), None, blank, _unread(strays, not blank))
+
+
+def _unread(strays: list[Frame], damaged: bool) -> Scan:
+    return Scan(array("I"), array("I"), None, 0, strays, damaged)

@@ -24,12 +24,16 @@ class Faults:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         chance = self.rng.random
+        self.churn = seed % 4 >= 2
+        timeout = 25 * MS if self.churn else 600 * MS
         settings = Settings(
+            election_timeout=timeout,
+            heartbeat_interval=timeout // 5,
+            lease_margin=timeout // 10,
             batch_bytes_max=self.rng.choice([1, 200, 1 << 20]),
             inflight_max=self.rng.choice([1, 3, 8]),
             retained_bytes_max=self.rng.choice([0, 300, 1 << 20]),
         )
-        self.churn = seed % 4 >= 2
         quick, slow = (MS // 5, MS // 2), (MS // 5, 8 * MS)
         self.network = Network(
             self.rng.choice([3, 3, 5] if self.churn else [1, 2, 3, 3, 3, 4, 5, 5]),
@@ -45,18 +49,18 @@ class Faults:
         common = [
             *[self.propose] * 14,
             *[self.read] * 8,
-            *[self.crash] * 3,
-            *[self.restart] * 5,
-            *[self.partition] * 3,
-            *[self.heal] * 4,
+            *[self.crash] * 2,
+            *[self.restart] * 6,
+            *[self.partition] * 2,
+            *[self.heal] * 5,
             *[self.compact] * 2,
             *[self.change if seed % 2 else self.damage] * 2,
         ]
         steady = [self.pause, *[self.resume] * 3, self.stall, self.transfer, self.late_certificate]
-        churn = [*[self.stand] * 16, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
+        churn = [*[self.stand] * 5, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
         self.verbs = common + (churn if self.churn else steady)
         self.steps = 250 if self.churn else 80
-        self.spans = (0, 1, 3, 10) if self.churn else (1, 10, 100, 700)
+        self.spans = (1, 5, 20) if self.churn else (1, 10, 100, 700)
 
     def run(self) -> None:
         self.network.run(self.rng.choice([0, 50, 1_000]) * MS)
@@ -71,7 +75,7 @@ class Faults:
             if other.core is None or self.rng.random() < 0.3:
                 continue
             other.core.promise.until = 0
-            if other.core.leadership is not None and self.rng.random() < 0.3:
+            if other.core.leadership is not None and self.rng.random() < 0.5:
                 other.core.leadership.check_at = self.network.now
                 for progress in other.core.leadership.progress.values():
                     progress.active_at = 0

@@ -82,7 +82,7 @@ class FaultyDisk:
         self.random = random.Random(seed)
         self.current: dict[Path, Inode] = {}
         self.durable: dict[Path, Inode] = {}
-        self.directories: set[Path] = set()
+        self.directories: set[Path] = {Path("/")}
         self.pending: list[NameChange] = []  # not yet durable, in order
         self.handles: dict[int, Inode] = {}
         self.paths: dict[int, Path] = {}

@@ -53,7 +53,7 @@ def test_a_frame_inside_an_entry_is_not_taken_for_a_frame() -> None:
     first = row(b"first")
     torn = (first + frame(first + first, len(first)))[:-1]
     scan = scan_frames(torn, 0, DIGEST, 5)
-    assert [f.offset for f in scan.frames] == [0]
+    assert list(scan.ends) == [len(first)]
     assert not scan.damaged
 
 
@@ -126,7 +126,7 @@ def test_a_record_that_leaves_its_frame_is_corrupt(cut: int) -> None:
 @settings(max_examples=80, deadline=None)
 def test_garbage_never_raises_and_never_counts(data: bytes) -> None:
     scan = scan_frames(data + record.MAGIC + data, 0, DIGEST, 5)
-    assert not scan.frames and not scan.damaged
+    assert not scan.ends and not scan.damaged
 
 
 @given(st.lists(st.binary(max_size=50), min_size=1, max_size=6), st.data())
@@ -137,9 +137,9 @@ def test_any_damage_leaves_a_true_prefix(payloads: list[bytes], data: st.DataObj
     patch = data.draw(st.binary(min_size=1, max_size=40))
     bad = (good[:begin] + patch + good[begin + len(patch) :])[: len(good)]
     scan = scan_frames(bad, 0, DIGEST, 5)
-    original = scan_frames(good, 0, DIGEST, 5).frames
-    assert scan.frames == original[: len(scan.frames)]
-    lost = original[len(scan.frames) :]
+    original = scan_frames(good, 0, DIGEST, 5).ends
+    assert scan.ends == original[: len(scan.ends)]
+    lost = original[len(scan.ends) :]
     assert scan.damaged == any(later.synced > scan.end for later in scan.strays)
-    if len(lost) > 1 and begin + len(patch) <= lost[-1].offset:
+    if len(lost) > 1 and begin + len(patch) <= lost[-2]:
         assert scan.damaged, "the last frame is whole and proves that the one before it was synced"

@@ -6,12 +6,15 @@ import zlib
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.storage.faulty_disk import FaultyDisk
 from tests.unit.storage.stores import (
     CHECKPOINTS,
     IDENTITY,
     ROOT,
+    SEGMENT,
     WAL,
     Node,
     damaged,
@@ -265,8 +268,8 @@ def test_a_missing_middle_segment_is_damage() -> None:
 def test_a_middle_segment_cut_between_two_frames_is_damage() -> None:
     disk = log_of(60)
     path = segments(disk)[1]
-    frames = read_segment(disk, path, 2, DIGEST).scan.frames
-    disk.cut(path, frames[len(frames) // 2].end)
+    ends = read_segment(disk, path, 2, DIGEST).scan.ends
+    disk.cut(path, ends[len(ends) // 2])
     found = recover(disk)
     assert found.repair and 0 < len(found.entries) < 60
 
@@ -317,6 +320,22 @@ def test_damage_behind_the_checkpoint_costs_nothing() -> None:
     assert recover(disk).damage is None
 
 
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_garbage_in_the_log_leaves_a_true_prefix_or_refuses(data: st.DataObject) -> None:
+    disk = log_of(70)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(segments(disk)))
+        patch = data.draw(st.one_of(st.binary(min_size=1, max_size=600), st.just(bytes(512)), st.just(b"\xff" * 64)))
+        disk.overwrite(path, data.draw(st.integers(0, SEGMENT - len(patch))), patch)
+    found = recover(disk)
+    assert found.entries == [entry(i, 3) for i in range(1, len(found.entries) + 1)]
+    assert found.wiped or found.hard_state == HardState(3, 2)
+    if not found.wiped:
+        again = recover(disk)
+        assert again.entries == found.entries and again.repair == found.repair
+
+
 @pytest.mark.parametrize("kind", ["flipped", "missing", "shortened"])
 def test_a_crash_at_any_point_of_a_repair_comes_to_the_same(kind: str) -> None:
     disk = log_of(80)
@@ -327,7 +346,7 @@ def test_a_crash_at_any_point_of_a_repair_comes_to_the_same(kind: str) -> None:
         disk.unlink(path)
         disk.fsync_directory(WAL)
     else:
-        disk.cut(path, read_segment(disk, path, 2, DIGEST).scan.frames[5].end)
+        disk.cut(path, read_segment(disk, path, 2, DIGEST).scan.ends[5])
     expected = indices(recover(disk.copy()))
     assert 0 < len(expected) < 60
 
