@@ -445,10 +445,11 @@ class Raft:
         """After every change of `membership.current`."""
         if self.leadership is not None:
             self.leadership.sync_members(self.incarnations, self.now)
+            self._take_confirmed(self.leadership)
             self._maybe_commit(self.leadership)
+        elif not self._may_stand() and self.role != FOLLOWER:
+            self._become_follower(self.term)
         else:
-            if not self._may_stand() and self.role != FOLLOWER:
-                self._become_follower(self.term)
             self._settle_election_deadline()
 
     def _follow(self, sender: ReplicaId, term: Term) -> bool:

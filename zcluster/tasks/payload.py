@@ -173,24 +173,20 @@ def dump_function(function: Callable[..., Any]) -> tuple[bytes, bool]:
 class KnownFunction:
     """A serialized function and what it was made from."""
 
-    __slots__ = ("_made_from", "by_value", "function", "wire")
+    __slots__ = ("_made_from", "function", "wire")
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        blob, self.by_value = dump_function(function)
+        blob, by_value = dump_function(function)
         path, cwd = context()
         digest = blake2b(blob, digest_size=16)
         digest.update("\0".join([*path, cwd]).encode(errors="surrogateescape"))
-        self.wire = Function(digest.digest(), blob, path, cwd)
         self.function = function
-        self._made_from = _references(function) if self.by_value else None
+        self._made_from = _references(function) if by_value else ([] if _is_name(function) else None)
+        self.wire = Function(digest.digest(), blob, path, cwd, self._made_from is not None)
 
     def fresh(self, function: Callable[..., Any]) -> bool:
         """Would serializing `function` again give the same?"""
-        if self.function is not function:
-            return False
-        if not self.by_value:
-            return type(function) in _BY_NAME
-        if self._made_from is None:
+        if self.function is not function or self._made_from is None:
             return False
         return all(read(holder, name) is value for read, holder, name, value in self._made_from)
 
@@ -216,11 +212,16 @@ class Functions:
         return known.wire
 
 
-_BY_NAME: Final = (types.FunctionType, types.BuiltinFunctionType, type)
-"""Types whose instances, pickled by reference, are only a name."""
 _UNCHANGING: Final = (int, float, complex, str, bytes, bool, type(None), type(...), types.ModuleType, type)
 _ABSENT: Final = object()
 _Reference = tuple[Callable[[Any, Any], Any], Any, Any, Any]
+
+
+def _is_name(function: Any) -> bool:
+    """Is its pickle, made by reference, only a name, without any state?"""
+    if type(function) is types.BuiltinFunctionType:
+        return isinstance(function.__self__, (types.ModuleType, type, types.NoneType))
+    return isinstance(function, (types.FunctionType, type))
 
 
 def _read_global(namespace: Any, name: Any) -> Any:

@@ -5,7 +5,7 @@ as frames of their own: what is larger than `INLINE_BYTES_MAX` is never copied i
 that replicas understand, [head][body].
 
     client -> router   HELLO  [protocol, cluster id, client id, python, pid, start ticks]
-                       SUBMIT [[[digest, function, sys.path, cwd], ...], [forgotten digest, ...], [task, ...]]
+                       SUBMIT [[[digest, function, sys.path, cwd, keep], ...], [forgotten digest, ...], [task, ...]]
                        CANCEL [number, ...]      BYE []
     router -> client   WHO [incarnation]         REFUSED [text]
                        NEWS [granted, workers, [result, ...], [[number, cancelled], ...]]
@@ -78,6 +78,7 @@ class Function(NamedTuple):
     blob: bytes
     path: list[str]
     cwd: str
+    keep: bool  # it has no state of its own: one copy serves all calls
 
 
 _encode = msgspec.msgpack.Encoder().encode

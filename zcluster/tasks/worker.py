@@ -66,12 +66,13 @@ class Function:
         self._call: Callable[..., Any] | None = None
 
     def call(self) -> Callable[..., Any]:
-        if self._call is None:
-            importlib.invalidate_caches()
-            found = payload.load(self.wire.blob, None)
-            assert callable(found)
+        if self._call is not None:
+            return self._call
+        importlib.invalidate_caches()
+        found: Callable[..., Any] = payload.load(self.wire.blob, None)
+        if self.wire.keep:
             self._call = found
-        return self._call
+        return found
 
 
 class Worker:

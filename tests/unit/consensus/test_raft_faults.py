@@ -140,7 +140,7 @@ class Faults:
     def stall(self) -> None:
         node = self.network.nodes[self.some()]
         if node.core is not None:
-            self.network.stall_disk(node.id, not node.disk_stalled)
+            self.network.stall_disk(node.id, self.rng.random() < 0.3)
 
     def compact(self) -> None:
         node = self.network.nodes[self.some()]
@@ -198,7 +198,7 @@ class Faults:
                 network.resume(node.id)
             if node.disk_stalled:
                 network.stall_disk(node.id, False)
-        network.run(2_000 * MS)
+        network.run(4 * network.settings.election_timeout)
         network.elect()
         network.commit(b"after all")
         members = network.core(network.leader()).membership.current

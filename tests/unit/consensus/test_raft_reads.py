@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.consensus.network import Network
 from tests.unit.consensus.solo import Solo
-from zcluster.consensus.api import Heartbeat, HeartbeatReply, TimeoutNow
+from zcluster.consensus.api import REMOVE, ConfigChange, Heartbeat, HeartbeatReply, TimeoutNow
 from zcluster.errors import NotLeader
 from zcluster.types import MS
 
@@ -105,6 +105,17 @@ def test_one_node_cluster_does_not_answer_reads_before_its_log_is_committed() ->
     solo.pump()
     assert solo.reads[2] == 1
     assert solo.core.bounded_index(solo.now, 0) == 1
+
+
+def test_a_round_is_judged_anew_when_the_majority_changes() -> None:
+    solo = Solo(voters=(1, 2))
+    solo.lead()
+    solo.core.read_barrier(1, solo.now)
+    solo.pump()
+    assert not solo.reads
+    solo.core.propose_config(ConfigChange(REMOVE, 2), solo.now)
+    solo.pump()
+    assert solo.reads == {1: 1}
 
 
 def test_reads_fail_when_leadership_ends() -> None:

@@ -13,7 +13,7 @@ from zcluster.tasks.protocol import LOST, NO_RERUN, RAISED, RESUBMITTED, RETURNE
 from zcluster.tasks.records import Actions, ToClient, ToWorker
 from zcluster.types import MS, NEVER
 
-F = Function(b"f" * 16, b"pickled", ["/x"], "/x")
+F = Function(b"f" * 16, b"pickled", ["/x"], "/x", True)
 LONG = 50 * MS
 A, B = 101, 102  # clients
 
@@ -236,9 +236,7 @@ def test_tasks_behind_the_running_one_were_not_started() -> None:
     lost = bench.lost(1, 3)
     may_have_run = b"worker w1 died; the task may have run"
     running = b"worker w1 died while it ran the task"
-    assert lost == Actions(
-        clients=[ToClient(A, 50, [result(2, LOST, may_have_run), result(3, LOST, running)])]
-    )
+    assert lost == Actions(clients=[ToClient(A, 50, [result(2, LOST, may_have_run), result(3, LOST, running)])])
     assert [t[1] for t in bench.worker(2).workers[0].tasks] == [4, 5, 6, 7]  # in their old order
 
 

@@ -1,0 +1,43 @@
+"""A replica whose disk misbehaves on demand: `python faulty_node.py CLUSTER_DIRECTORY NODE [--create]`.
+
+While `<cluster>/run/<node>.stall` exists, a sync waits for a lock on that file; with `.eio` a sync fails,
+with `.enospc` a write does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from zcluster.node.__main__ import main
+from zcluster.storage.disk import PosixDisk
+
+RUN, NODE = Path(sys.argv[1]) / "run", sys.argv[2]
+real_sync, real_write = PosixDisk.fdatasync, PosixDisk.pwritev
+
+
+def fdatasync(disk: PosixDisk, handle: int) -> None:
+    if (RUN / f"{NODE}.eio").exists():
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    try:
+        with open(RUN / f"{NODE}.stall", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        pass
+    real_sync(disk, handle)
+
+
+def pwritev(disk: PosixDisk, handle: int, buffers: Sequence[Any], offset: int) -> None:
+    if (RUN / f"{NODE}.enospc").exists():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real_write(disk, handle, buffers, offset)
+
+
+PosixDisk.fdatasync = fdatasync  # type: ignore[method-assign]
+PosixDisk.pwritev = pwritev  # type: ignore[method-assign]
+sys.exit(main(sys.argv[1:]))
