@@ -5,8 +5,8 @@ Order within each list is the order of sending. Does not live here: what is writ
 
 from __future__ import annotations
 
-from zcluster.consensus.api import AnyMessage, AppendReply
-from zcluster.types import Index, ReplicaId, Term
+from zcluster.consensus.api import AnyMessage, AppendReply, Ready
+from zcluster.types import Configuration, Entry, Index, ReplicaId, Term, WriteBatch
 
 Box = list[tuple[ReplicaId, AnyMessage]]
 
@@ -35,3 +35,18 @@ class Outbox:
                 box.pop()
                 match_index = max(match_index, last.match_index)
         box.append((leader, AppendReply(term, True, match_index, repair=repair)))
+
+    def ready(
+        self, seq: int, write: WriteBatch | None, committed: list[Entry], configuration: Configuration | None
+    ) -> Ready:
+        return Ready(
+            seq,
+            write,
+            self.messages,
+            self.after_persist,
+            committed,
+            self.reads,
+            self.reads_failed,
+            configuration,
+            self.left_repair,
+        )

@@ -282,17 +282,7 @@ class Raft:
         if write is None and configuration is None and not committed and not outbox:
             return None
         self._outbox = Outbox()
-        return Ready(
-            self.writes.seq,
-            write,
-            outbox.messages,
-            outbox.after_persist,
-            committed,
-            outbox.reads,
-            outbox.reads_failed,
-            configuration,
-            outbox.left_repair,
-        )
+        return outbox.ready(self.writes.seq, write, committed, configuration)
 
     def status(self) -> Status:
         current = self.membership.current
@@ -336,7 +326,7 @@ class Raft:
         return not self.promise.lost or not self.promise.is_dead(sender, incarnation)
 
     def _may_stand(self) -> bool:
-        """A voter, or one whose removal is not committed: it may be the only one with a log to win by (thesis §4.2.2)."""
+        """A voter, or one whose removal is not committed: only its log may be good enough to win (thesis §4.2.2)."""
         current = self.membership.current
         if self.id in current.voters:
             return True

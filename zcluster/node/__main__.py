@@ -26,7 +26,7 @@ from zcluster.node.replica import Limits, Replica
 from zcluster.node.server import Server
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk, PosixDisk
-from zcluster.storage.recover import RecoveredStore, open_store
+from zcluster.storage.recover import RecoveredStore, Store, open_store
 from zcluster.storage.writer import Writer
 from zcluster.transport.liveness import exit_with_owner, start_ticks
 from zcluster.transport.peers import Envelope
@@ -70,64 +70,29 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     exit_with_owner()
     disk: Disk = PosixDisk()
-    settings = spec.settings
-    identity = Identity(FORMAT, spec.cluster_id, spec.replica_id(node), settings.engine)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    store = open_store(
-        disk,
-        spec.data_directory(node),
-        identity=identity,
-        boot_id=boot_id,
-        create=create,
-        segment_bytes=settings.segment_bytes,
-    )
+    store = open_node_store(disk, spec, node, create=create)
     found = store.recovered
     check_usable(found, spec, node)
     wakeup = Wakeup()
-    writer = Writer(store.wal, settings.durability, wakeup.set)
+    writer = Writer(store.wal, spec.settings.durability, wakeup.set)
     incarnation = found.incarnation + 1
     take_incarnation(writer, wakeup, incarnation, found)
 
     def new_machine() -> Machine:
-        return ClusterMachine(settings.key_bytes_max, settings.value_bytes_max, settings.sessions_max)
+        return ClusterMachine(spec.settings.key_bytes_max, spec.settings.value_bytes_max, spec.settings.sessions_max)
 
     machine = new_machine()
     if found.checkpoint_path is not None:
         machine.restore(read_checkpoint(disk, found.checkpoint_path))
-    initial = Configuration(voters=tuple(sorted(n.replica_id for n in spec.nodes)))
 
     def make_replica(verify_death: Callable[[int, int], bool], now: Nanoseconds) -> Replica:
-        core = Raft(
-            identity.replica_id,
-            incarnation,
-            CoreSettings(
-                election_timeout=settings.election_timeout_ms * MS,
-                heartbeat_interval=settings.heartbeat_ms * MS,
-                lease_margin=settings.election_timeout_ms * MS // 10,
-            ),
-            recovered_core(found, initial),
-            random.Random(f"{spec.cluster_id}.{identity.replica_id}.{incarnation}"),
-            now,
-        )
-        limits = Limits(
-            checkpoint_bytes=settings.checkpoint_bytes, checkpoint_interval=settings.checkpoint_seconds * 1000 * MS
-        )
-        applied = found.checkpoint or SnapshotMeta(0, 0, initial)
-        return Replica(
-            core,
-            machine,
-            limits,
-            cluster_id=spec.cluster_id,
-            applied=applied,
-            now=now,
-            verify_death=verify_death,
-        )
+        return new_replica(spec, store, machine, incarnation, verify_death, now)
 
     pid = os.getpid()
     me = Envelope(
         protocol=wire.PROTOCOL,
         cluster_id=spec.cluster_id,
-        sender=identity.replica_id,
+        sender=store.identity.replica_id,
         incarnation=incarnation,
         receiver=0,
         pid=pid,
@@ -149,6 +114,54 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
     gc.set_threshold(50_000, 20, 50)
     journal(node, f"incarnation {incarnation} started, pid {pid}, log up to {last_index(found)}")
     return server
+
+
+def open_node_store(disk: Disk, spec: ClusterSpec, node: str, *, create: bool) -> Store:
+    """The data directory of `node`. `create` is how every process of a new cluster is started until all have been seen
+    up; one that died in between finds its store made already."""
+    directory = spec.data_directory(node)
+    return open_store(
+        disk,
+        directory,
+        identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        create=create and not disk.exists(directory / "identity.json"),
+        segment_bytes=spec.settings.segment_bytes,
+    )
+
+
+def new_replica(
+    spec: ClusterSpec,
+    store: Store,
+    machine: Machine,
+    incarnation: int,
+    verify_death: Callable[[int, int], bool],
+    now: Nanoseconds,
+) -> Replica:
+    """The consensus core as the disk remembers it, and the replica around it."""
+    settings, replica_id = spec.settings, store.identity.replica_id
+    initial = Configuration(voters=tuple(sorted(n.replica_id for n in spec.nodes)))
+    core = Raft(
+        replica_id,
+        incarnation,
+        CoreSettings(
+            election_timeout=settings.election_timeout_ms * MS,
+            heartbeat_interval=settings.heartbeat_ms * MS,
+            lease_margin=settings.election_timeout_ms * MS // 10,
+        ),
+        recovered_core(store.recovered, initial),
+        random.Random(f"{spec.cluster_id}.{replica_id}.{incarnation}"),
+        now,
+    )
+    return Replica(
+        core,
+        machine,
+        Limits(checkpoint_bytes=settings.checkpoint_bytes, checkpoint_interval=settings.checkpoint_seconds * 1000 * MS),
+        cluster_id=spec.cluster_id,
+        applied=store.recovered.checkpoint or SnapshotMeta(0, 0, initial),
+        now=now,
+        verify_death=verify_death,
+    )
 
 
 def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:

@@ -10,9 +10,11 @@ of tails is least_loaded, power_of_two, round_robin, random.
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import random
 
 
 class Policy(Protocol):
