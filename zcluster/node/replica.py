@@ -24,6 +24,7 @@ from zcluster import wire
 from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
+from zcluster.node.reads import Read, Reads
 from zcluster.types import (
     KIND_CONFIG,
     KIND_FRAMES,
@@ -44,16 +45,14 @@ ENTRY_BYTES_SOFT_MAX: Final = 1 << 20  # an entry is closed when its frames exce
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
 PENDING_BYTES_MAX: Final = 64 << 20
 PENDING_FRAMES_MAX: Final = 100_000
-READS_WAITING_MAX: Final = 100_000
 
 Client = bytes
 Waiting = list[tuple[Client, int]]
-Read = tuple[Client, int, list[Any]]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """When to write a checkpoint: after so many bytes of applied entries (or as many as the last checkpoint had, if that
-    is more), or so long after the last one (0: never by time). Nothing is written while nothing was applied."""
+    """When to write a checkpoint: after so many bytes of applied entries (or as many as the last checkpoint had, if
+    that is more), or so long after the last one (0: never by time). Nothing is written while nothing was applied."""
 
     checkpoint_bytes: int
     checkpoint_interval: Nanoseconds
@@ -109,11 +108,7 @@ class Replica:
         self._waiting: dict[Index, tuple[Term, Waiting]] = {}
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
-        self._reads_in: list[list[Read]] = [[], []]  # linearizable, lease: arrived since the last turn
-        self._barriers: dict[int, list[Read]] = {}  # token -> reads that wait for their index
-        self._next_token = 1
-        self._reads: deque[tuple[Index, list[Read]]] = deque()  # index known, not applied yet
-        self._reads_count = 0
+        self._reads = Reads()
         self._after_persist: deque[tuple[int, Sequence[tuple[ReplicaId, AnyMessage]]]] = deque()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
@@ -213,7 +208,7 @@ class Replica:
         """Let everything that came in take effect. Call after each batch of inputs."""
         if self._pending:
             self._propose(now, wall_ms)
-        self._ask_barriers(now)
+        self._refuse_reads(self._reads.ask(self.core, now))
         self._drain(None, None)
         while self._pending and self._propose(now, wall_ms):  # room again: what was applied has left the window
             self._drain(None, None)
@@ -279,27 +274,11 @@ class Replica:
             self._not_leader(client, request)
         self._clear_pending()
 
-    def _ask_barriers(self, now: Nanoseconds) -> None:
-        """One token for all reads of a kind that arrived since the last turn: they share the confirming round."""
-        for lease, arrived in enumerate(self._reads_in):
-            if not arrived:
-                continue
-            self._reads_in[lease] = []
-            token = self._next_token
-            self._next_token += 1
-            try:
-                self.core.read_barrier(token, now, lease=bool(lease))
-            except NotLeader:
-                self._refuse_reads(arrived)
-            else:
-                self._barriers[token] = arrived
-
     def _drain(self, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         """Carry every Ready of the core over. `machine`: restored from `installed`, in case the core takes it."""
         while (ready := self.core.ready()) is not None:
             self._take_ready(ready, machine, installed)
-        if self._reads:
-            self._serve_reads()
+        self._reads.serve(self.last_applied, self._answer_read)
 
     def _take_ready(self, ready: Ready, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         out = self._out
@@ -322,9 +301,9 @@ class Replica:
         if ready.committed:
             self._apply(ready.committed)
         for token, index in ready.reads:
-            self._reads.append((index, self._barriers.pop(token)))
+            self._reads.confirmed(token, index)
         for token in ready.reads_failed:
-            self._refuse_reads(self._barriers.pop(token))
+            self._refuse_reads(self._reads.failed(token))
 
     def _become(self, machine: Machine, meta: SnapshotMeta) -> None:
         """Replace the state by a received checkpoint. A capture of the old state still counts for nothing newer."""
@@ -374,21 +353,10 @@ class Replica:
         for client, request in self._waiting.pop(entry.index, (0, ()))[1]:
             self._not_leader(client, request)
 
-    def _serve_reads(self) -> None:
-        queue, kept = self._reads, deque[tuple[Index, list[Read]]]()
-        query = self.machine.query
-        while queue:
-            index, reads = queue.popleft()
-            if index > self.last_applied:
-                kept.append((index, reads))
-                continue
-            self._reads_count -= len(reads)
-            for client, request, ops in reads:
-                self._reply(client, wire.RESULT, request, query(ops))
-        self._reads = kept
+    def _answer_read(self, read: Read) -> None:
+        self._reply(read[0], wire.RESULT, read[1], self.machine.query(read[2]))
 
     def _refuse_reads(self, reads: list[Read]) -> None:
-        self._reads_count -= len(reads)
         for client, request, _ in reads:
             self._not_leader(client, request)
 
@@ -408,12 +376,11 @@ class Replica:
         except wire.DecodeError as error:
             self._fail(client, request, f"not a read request: {error}")
             return
-        if self._reads_count >= READS_WAITING_MAX:
+        if self._reads.full:
             self._reply(client, wire.BUSY, request, wire.encode(["too many reads are waiting"]))
         elif consistency in (wire.LINEARIZABLE, wire.LEASE):
             if self.core.is_leader:
-                self._reads_count += 1
-                self._reads_in[consistency].append((client, request, ops))
+                self._reads.arrive(consistency, (client, request, ops))
             else:
                 self._not_leader(client, request)
         elif consistency == wire.EVENTUAL:
@@ -423,8 +390,7 @@ class Replica:
             if index is None:
                 self._not_leader(client, request)
             else:
-                self._reads_count += 1
-                self._reads.append((index, [(client, request, ops)]))
+                self._reads.arrive_at(index, (client, request, ops))
         else:
             self._fail(client, request, f"unknown consistency {consistency} (bound {bound_ms} ms)")
 
