@@ -1,9 +1,9 @@
 """The ends of many log files as one, in order of time; then what is added to them, as it comes.
 
 Lines that start with a time (`2026-01-31T12:00:00.123`) are ordered by it; a line without one belongs to the one above
-it, as in a traceback, and to the file's last change where none above has one. Files are read from their ends, so that a
-log of any size costs what is shown. Following notices that a file was emptied (the launcher rotates by copying and
-emptying), replaced, or made anew.
+it, as in a traceback; in a log without any it belongs to the file's last change. Files are read from their ends, so
+that a log of any size costs what is shown. Following notices that a file was emptied (the launcher rotates by copying
+and emptying), replaced, or made anew.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def recent(files: Mapping[str, Path], count: int) -> list[Line]:
         lines = tail(path, count)
         if len(lines) < count:
             lines = tail(path.with_name(path.name + ".1"), count - len(lines)) + lines
-        stamp = _last_written(path)  # for lines before the first time: all of them, in a log without times
-        for line in lines:
-            found = _TIME.match(line)
-            stamp = found[0] if found else stamp
+        times = [found[0] if (found := _TIME.match(line)) else None for line in lines]
+        # Lines before the first time belong to a line that was cut off above, so they are older than all that follow.
+        stamp = b"" if any(times) else _last_written(path)
+        for line, found_time in zip(lines, times, strict=True):
+            stamp = found_time or stamp
             stamped.append((stamp, len(stamped), Line(process, line.decode(errors="replace"))))
     stamped.sort(key=lambda entry: entry[:2])
     return [line for _, _, line in stamped][-count:] if count > 0 else []

@@ -94,11 +94,17 @@ def status(ctx: click.Context, app: App, watch: bool) -> None:
     found = cluster.status()
     app.emit(found)
     if not app.json:
+        found = _with_own_advice(app, found)
         if sys.stdout.isatty():
             _console(app).print(colored(found))
         else:
             app.show(plain(found))
     ctx.exit(EXIT_CODES[found["state"]])
+
+
+def _with_own_advice(app: App, found: dict[str, Any]) -> dict[str, Any]:
+    """Advice as it can be pasted here: see `App.program`."""
+    return found | {"fix": [fix.replace("zcluster", app.program, 1) for fix in found.get("fix", ())]}
 
 
 def _console(app: App) -> Any:
@@ -117,10 +123,10 @@ def _watch(app: App, cluster: Cluster) -> None:
         with Live(colored(cluster.status()), console=_console(app), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(WATCH_S)
-                live.update(colored(cluster.status()), refresh=True)
+                live.update(colored(_with_own_advice(app, cluster.status())), refresh=True)
     last = ""
     while True:
-        text = plain(cluster.status())
+        text = plain(_with_own_advice(app, cluster.status()))
         if text.partition("\n")[0] != last:
             last = text.partition("\n")[0]
             app.show(text)

@@ -104,7 +104,7 @@ def footer(status: Map) -> list[str]:
     registered = sum(worker.get("registered", True) for worker in workers)
     if status["routers"]:
         figures = [
-            f"{registered} workers",
+            f"{registered} worker{'s' * (registered != 1)}",
             f"{status['queued']:,} queued",
             f"{status.get('tasks_per_s', 0):,.0f} tasks/s",
         ]

@@ -151,8 +151,9 @@ class Server:
             self._wakeup.clear()
         if self._receiver.socket in events:
             self._receiver.receive(8)
-        if any(fd in events for fd in self._death_fds):
-            self._death_seen = True
+        for fd in self._death_fds:
+            if fd in events:
+                self._death_seen = True
         now = monotonic()
         self._feed(now, peer_messages, requests)
         self._carry_out(self.replica.turn(now, _wall_ms()))

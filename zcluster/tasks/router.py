@@ -371,6 +371,7 @@ class Router:
             self._watch(watch, lambda: self._worker_dead(peer))
         self._worker_of.pop(peer.identity, None)
         peer.identity = identity
+        peer.sequence = peer.acknowledged = 0  # what it repeats counts again: its report says that it holds those tasks
         self._worker_of[identity] = peer
         self.dispatcher.worker_joined(peer.key, peer.name, report.held, time.monotonic_ns())
         expected = self._expected.pop(report.name, None)

@@ -6,12 +6,10 @@ requests carry ids, asks again. Everything malformed is dropped and counted.
 
 from __future__ import annotations
 
-from typing import Any
-
 import zmq
 
 from zcluster import wire
-from zcluster.transport.sockets import Security, make_socket
+from zcluster.transport.sockets import Security, make_socket, receive_parts, send_parts
 
 Request = tuple[bytes, int, int, bytes]
 """(client identity, kind, request, body)"""
@@ -32,12 +30,11 @@ class ClientSocket:
     def receive(self, limit: int) -> list[Request]:
         """At most `limit` requests that are already here, in order of arrival."""
         requests: list[Request] = []
-        receive = self.socket.recv_multipart
+        socket = self.socket
         unpack, known = self._unpack, self.known
         for _ in range(limit):
-            try:
-                parts: list[Any] = receive(zmq.DONTWAIT)
-            except zmq.Again:
+            parts = receive_parts(socket)
+            if parts is None:
                 break
             if len(parts) != 3 or len(parts[1]) != wire.HEAD_BYTES or len(parts[2]) > wire.FRAME_BYTES_MAX:
                 self.dropped += 1
@@ -56,7 +53,7 @@ class ClientSocket:
 
     def send(self, client: bytes, head: bytes, body: bytes) -> None:
         try:
-            self.socket.send_multipart((client, head, body), zmq.DONTWAIT)
+            send_parts(self.socket, (client, head, body))
         except zmq.Again:
             self.unsent += 1
         except zmq.ZMQError as error:

@@ -11,13 +11,13 @@ garbage) is remembered as refused and its messages are counted in `dropped`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 import zmq
 
 from zcluster import wire
-from zcluster.transport.sockets import Security, make_socket
+from zcluster.transport.sockets import Security, make_socket, receive_parts, send_parts
 
 MessageT = TypeVar("MessageT")
 
@@ -74,7 +74,7 @@ class PeerLinks(Generic[MessageT]):
         if link is None:
             return False
         try:
-            link[0].send_multipart((link[1], body), zmq.DONTWAIT)
+            send_parts(link[0], (link[1], body))
         except zmq.Again:
             self.unsent += 1
             return False
@@ -83,12 +83,11 @@ class PeerLinks(Generic[MessageT]):
     def receive(self, limit: int) -> list[tuple[Envelope, MessageT]]:
         """At most `limit` messages that are already here, in order of arrival."""
         received: list[tuple[Envelope, MessageT]] = []
-        receive = self.inbound.recv_multipart
+        inbound = self.inbound
         known = self._known
         for _ in range(limit):
-            try:
-                parts: list[Any] = receive(zmq.DONTWAIT)
-            except zmq.Again:
+            parts = receive_parts(inbound)
+            if parts is None:
                 break
             if len(parts) != 2:
                 self.dropped += 1

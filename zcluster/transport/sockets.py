@@ -6,9 +6,12 @@ high-water mark, ROUTER_MANDATORY on routers. Sockets belong to the thread that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 import zmq
+from zmq.backend import Socket as RawSocket
 
 from zcluster.config import ClusterSpec
 
@@ -16,6 +19,35 @@ HIGH_WATER_MESSAGES = 10_000
 MESSAGE_BYTES_MAX = 128 << 20
 RECONNECT_MS = 10
 RECONNECT_MS_MAX = 200
+
+
+# On hot paths the plain C calls with plain integers: the convenience layer above them costs more than they do.
+_raw_send: Final[Any] = RawSocket.send
+_raw_receive: Final[Any] = RawSocket.recv
+_raw_get: Final[Any] = RawSocket.get
+_DONTWAIT: Final = int(zmq.DONTWAIT)
+_DONTWAIT_MORE: Final = int(zmq.DONTWAIT) | int(zmq.SNDMORE)
+_EVENTS: Final = int(zmq.EVENTS)
+_POLLIN: Final = int(zmq.POLLIN)
+_RCVMORE: Final = int(zmq.RCVMORE)
+
+
+def send_parts(socket: zmq.Socket[bytes], parts: Sequence[bytes]) -> None:
+    """Send one message now. Raises: zmq.Again (no room, nobody there), zmq.ZMQError (EHOSTUNREACH on a ROUTER)."""
+    last = len(parts) - 1
+    for i in range(last):
+        _raw_send(socket, parts[i], _DONTWAIT_MORE)
+    _raw_send(socket, parts[last], _DONTWAIT)
+
+
+def receive_parts(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """One message that is already here, or None."""
+    if not _raw_get(socket, _EVENTS) & _POLLIN:
+        return None
+    parts = [_raw_receive(socket, _DONTWAIT)]
+    while _raw_get(socket, _RCVMORE):
+        parts.append(_raw_receive(socket, _DONTWAIT))
+    return parts
 
 
 class Security:

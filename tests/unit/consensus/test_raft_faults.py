@@ -54,9 +54,10 @@ class Faults:
             *[self.partition] * 2,
             *[self.heal] * 5,
             *[self.compact] * 2,
+            *[self.isolate] * 2,
             *[self.change if seed % 2 else self.damage] * 2,
         ]
-        steady = [self.pause, *[self.resume] * 3, self.stall, self.transfer, self.late_certificate]
+        steady = [self.pause, *[self.resume] * 3, self.stall, self.transfer, *[self.swap] * 2, self.late_certificate]
         churn = [*[self.stand] * 5, *[self.stall] * 2, *[self.change] * 3 * (seed % 2)]
         self.verbs = common + (churn if self.churn else steady)
         self.steps = 250 if self.churn else 80
@@ -127,6 +128,36 @@ class Faults:
             cut = self.rng.randrange(len(ids) + 1)
             overlap = kind - 1
             self.network.partition(ids[: cut + overlap], ids[cut:])
+
+    def isolate(self) -> None:
+        """A leader goes on writing to nobody, while the others go on without it."""
+        leader = self.network.leader()
+        if not leader:
+            return
+        self.network.partition([leader], [i for i in self.network.nodes if i != leader])
+        for _ in range(3):
+            self.propose()
+        self.network.run(int(self.rng.random() * 3 * self.network.settings.election_timeout))
+        self.propose()
+
+    def swap(self) -> None:
+        """Some followers hear nothing until they are about to stand; then it is the leader who hears nothing."""
+        leader = self.network.leader()
+        if not leader:
+            return
+        others = [i for i in self.network.nodes if i != leader]
+        self.rng.shuffle(others)
+        cut = len(self.network.nodes) // 2
+        self.network.partition([leader, *others[:cut]], others[cut:])
+        self.network.run(int((0.8 + 0.8 * self.rng.random()) * self.network.settings.election_timeout))
+        if self.rng.random() < 0.5 and self.network.nodes[others[0]].core is not None:
+            self.network.crash(others[0])
+            self.network.start(others[0])
+        self.network.partition([leader], others)
+        for _ in range(20):
+            self.network.run(int(self.rng.random() * self.network.settings.election_timeout // 10))
+            self.propose()
+            self.read()
 
     def heal(self) -> None:
         self.network.heal()
