@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
 SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport")
+CLEAN_STOP_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a foreground `up` looks whether its cluster still runs."""
 
@@ -47,27 +48,32 @@ def up(app: App, /, wait_s: float, foreground: bool, config_file: Path | None, *
     killed, stopped or paused run again. Settings also come from ZCLUSTER_<SETTING>, ./zcluster.toml and
     $XDG_CONFIG_HOME/zcluster/config.toml (see: zcluster config show --origin).
     """
-    began = time.monotonic()
     if foreground:
         _on_end_signals()
-    given = _settings(app, flags, config_file)
+    try:
+        cluster = _start(app, _settings(app, flags, config_file), wait_s)
+        if foreground:
+            _stay(app, cluster)
+    except KeyboardInterrupt as interrupt:  # whenever it comes: nothing of a foreground cluster is left running
+        app.clear_transient()
+        if not foreground:
+            app.say(f"interrupted; what was started goes on: {app.command} status, {app.command} down")
+            raise
+        _stop_twice(app)
+        if not isinstance(interrupt, Terminated):
+            raise
+
+
+def _start(app: App, given: dict[str, Any], wait_s: float) -> Cluster:
+    """Start or find it, and tell."""
+    began = time.monotonic()
     app.transient(f'   starting cluster "{app.name}" …')
     from zcluster.launch import cluster as launch
 
-    try:
-        cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
-    except KeyboardInterrupt:
-        app.clear_transient()
-        if foreground:
-            app.say("stopping")
-            launch.down(app.name, 0)
-        else:
-            app.say(f"interrupted; what was started goes on: {app.command} status, {app.command} down")
-        raise
+    cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
     app.emit(report)
     _ending(app, cluster, report, time.monotonic() - began)
-    if foreground:
-        _stay(app, cluster)
+    return cluster
 
 
 def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
@@ -138,38 +144,35 @@ def _on_end_signals() -> None:
 
 
 def _stay(app: App, cluster: Cluster) -> None:
-    """Show the logs until the cluster ends or a signal comes. Raises: KeyboardInterrupt, after a stop by Ctrl-C."""
+    """Show the logs until the cluster is stopped by somebody else."""
     from zcluster.cli.log_view import Follower
     from zcluster.cli.observe import log_files, print_lines
 
     app.say("\nIn the foreground: Ctrl-C stops the cluster, twice at once.")
     look_at = time.monotonic() + LOOK_S
-    try:
-        for lines in Follower(log_files(cluster, ())).lines():
-            if not app.json:
-                print_lines(app, lines)
-            if time.monotonic() >= look_at:
-                if not cluster.running:
-                    app.say(f'cluster "{cluster.name}" was stopped')
-                    return
-                look_at = time.monotonic() + LOOK_S
-    except KeyboardInterrupt as interrupt:
-        app.say("\nstopping (Ctrl-C again: at once)")
-        _stop_twice(cluster)
-        app.say("stopped; the data are kept")
-        if not isinstance(interrupt, Terminated):
-            raise
+    for lines in Follower(log_files(cluster, ())).lines():
+        if not app.json:
+            print_lines(app, lines)
+        if time.monotonic() >= look_at:
+            if not cluster.running:
+                app.say(f'cluster "{cluster.name}" was stopped')
+                return
+            look_at = time.monotonic() + LOOK_S
 
 
-def _stop_twice(cluster: Cluster) -> None:
+def _stop_twice(app: App) -> None:
     """Stop cleanly; at once when interrupted meanwhile, and not to be interrupted then."""
+    from zcluster.launch import cluster as launch
+
     try:
-        cluster.down(10.0)
+        app.say("\nstopping (Ctrl-C again: at once)")
+        launch.down(app.name, CLEAN_STOP_S)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with suppress(ValueError):
                 signal.signal(number, signal.SIG_IGN)
-        cluster.down(0)
+        launch.down(app.name, 0)
+    app.say("stopped; the data are kept")
 
 
 @verb("down")

@@ -150,35 +150,50 @@ class FakeFollower:
         raise KeyboardInterrupt
 
 
-@pytest.fixture
-def foreground(up: FakeUp, monkeypatch: pytest.MonkeyPatch) -> FakeUp:
-    monkeypatch.setattr("zcluster.cli.log_view.Follower", FakeFollower)
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-    return up
+class Foreground:
+    """`up -f` with an end of its own: what `launch.down` was asked for, and whether it is interrupted meanwhile."""
 
+    def __init__(self, up: FakeUp) -> None:
+        self.up = up
+        self.downs: list[float] = []
+        self.interrupted_again = False
 
-def test_ctrl_c_in_the_foreground_stops_cleanly(run: Run, foreground: FakeUp) -> None:
-    done = run("up", "-f")
-    assert (done.exit_code, foreground.cluster.calls) == (130, [("down", "all", 10.0, False)])
-    assert done.stderr.endswith("stopped; the data are kept\n")
-
-
-def test_ctrl_c_twice_in_the_foreground_stops_now(run: Run, foreground: FakeUp) -> None:
-    cluster = foreground.cluster
-
-    def down(timeout: float) -> bool:
-        cluster.calls.append(("down", timeout))
-        if timeout:
+    def down(self, name: str, timeout: float) -> bool:
+        assert name == "default"
+        self.downs.append(timeout)
+        if self.interrupted_again and timeout:
             raise KeyboardInterrupt
         return True
 
-    cluster.down = down  # type: ignore[method-assign, assignment]
+
+@pytest.fixture
+def foreground(up: FakeUp, monkeypatch: pytest.MonkeyPatch) -> Foreground:
+    fake = Foreground(up)
+    monkeypatch.setattr("zcluster.launch.cluster.down", fake.down)
+    monkeypatch.setattr("zcluster.cli.log_view.Follower", FakeFollower)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    return fake
+
+
+def test_ctrl_c_in_the_foreground_stops_cleanly(run: Run, foreground: Foreground) -> None:
+    done = run("up", "-f")
+    assert (done.exit_code, foreground.downs) == (130, [10.0])
+    assert done.stderr.endswith("stopped; the data are kept\n")
+
+
+def test_ctrl_c_twice_in_the_foreground_stops_now(run: Run, foreground: Foreground) -> None:
+    foreground.interrupted_again = True
     assert run("up", "-f").exit_code == 130
-    assert cluster.calls == [("down", 10.0), ("down", 0)]
+    assert foreground.downs == [10.0, 0]
+
+
+def test_ctrl_c_while_a_foreground_cluster_starts_stops_it_too(run: Run, foreground: Foreground) -> None:
+    foreground.up.raises = KeyboardInterrupt()
+    assert (run("up", "-f").exit_code, foreground.downs) == (130, [10.0])
 
 
 def test_sigterm_in_the_foreground_is_a_clean_end(
-    run: Run, foreground: FakeUp, monkeypatch: pytest.MonkeyPatch
+    run: Run, foreground: Foreground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ended(FakeFollower):
         def lines(self) -> Any:
@@ -186,17 +201,16 @@ def test_sigterm_in_the_foreground_is_a_clean_end(
             yield
 
     monkeypatch.setattr("zcluster.cli.log_view.Follower", Ended)
-    done = run("up", "-f")
-    assert (done.exit_code, foreground.cluster.calls) == (0, [("down", "all", 10.0, False)])
+    assert (run("up", "-f").exit_code, foreground.downs) == (0, [10.0])
 
 
 def test_the_foreground_ends_with_the_cluster(
-    run: Run, foreground: FakeUp, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+    run: Run, foreground: Foreground, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.running = False
     monkeypatch.setattr(verbs, "LOOK_S", -1.0)
     done = run("up", "-f")
-    assert (done.exit_code, cluster.calls) == (0, [])
+    assert (done.exit_code, foreground.downs) == (0, [])
     assert 'cluster "default" was stopped' in done.stderr
 
 

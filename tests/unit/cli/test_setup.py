@@ -1,4 +1,4 @@
-"""The set-up of a checkout: once, again when something changed, never half; and what `bin/zcluster` costs and passes on.
+"""The set-up of a checkout: once, again when something changed, never half; and what `bin/zcluster` passes on.
 
 Nothing is downloaded: pip and venv are replaced, in the tests of bin/zcluster the whole set-up.
 """

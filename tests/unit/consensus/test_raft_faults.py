@@ -143,7 +143,7 @@ class Faults:
     def swap(self) -> None:
         """Some followers hear nothing until they are about to stand; then it is the leader who hears nothing."""
         leader = self.network.leader()
-        if not leader:
+        if not leader or len(self.network.nodes) == 1:
             return
         others = [i for i in self.network.nodes if i != leader]
         self.rng.shuffle(others)
