@@ -118,7 +118,7 @@ def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) 
     engine = f"{report['engine']} · durability {report['durability']}"
     if report["already_running"]:
         again = [n["name"] for n in report["nodes"] if n.get("uptime_seconds", seconds + 1) <= seconds]
-        what = f"was running; {' and '.join(again)} started again" if again else "is already running; nothing changed"
+        what = f"was running; {' '.join(again)} started again" if again else "is already running; nothing changed"
         app.show(f'Cluster "{cluster.name}" {what}   {engine}')
     else:
         app.show(f'Cluster "{cluster.name}" is ready in {seconds:.1f}s   {engine}')
@@ -190,8 +190,9 @@ def down(app: App, purge: bool, every: bool, timeout: float) -> None:
     names = [app.name]
     if every:
         names = [c["cluster"] for c in launch.clusters() if purge or c["state"] == "running"]
-    if purge and names:
-        app.confirm(f"Remove {', '.join(names)} with all data?")
+    doomed = [name for name in names if purge and _directory(name).exists()]
+    if doomed:
+        app.confirm(f"Remove {', '.join(doomed)} with all data?")
     done = []
     for name in names:
         app.transient(f"   stopping {name} …")

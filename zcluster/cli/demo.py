@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from zcluster.launch.local import LocalCluster
 
 LOST_WRITES: Final = 8
-FILES_MAX: Final = 600
+FILES_MAX: Final = 1500
 WORDS_KEPT: Final = 500
 WRITES_AROUND: Final = 200
 """Acknowledged writes to see before the kill, and again after it."""
@@ -268,6 +268,7 @@ def _summary(app: App, story: Story) -> None:
         ("bench kv --callers 64", "how fast it is here"),
         ("down", "stop it; the data are kept"),
     ]
-    for arguments, what in commands:
-        command = f"{app.program} {arguments.format(app.program)}"
-        app.show(f"  {command:<46} {what}".rstrip())
+    lines = [(f"{app.program} {arguments.format(app.program)}", what) for arguments, what in commands]
+    longest = max(len(command) for command, _ in lines)
+    for command, what in lines:
+        app.show(f"  {command:<{longest}}   {what}")

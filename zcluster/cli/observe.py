@@ -96,7 +96,8 @@ def status(ctx: click.Context, app: App, watch: bool) -> None:
     if not app.json:
         found = _with_own_advice(app, found)
         if sys.stdout.isatty():
-            _console(app).print(colored(found))
+            console = _console(app)
+            console.print(colored(found, console.width))
         else:
             app.show(plain(found))
     ctx.exit(EXIT_CODES[found["state"]])
@@ -110,7 +111,7 @@ def _with_own_advice(app: App, found: dict[str, Any]) -> dict[str, Any]:
 def _console(app: App) -> Any:
     from rich.console import Console
 
-    return Console(no_color=app.plain, highlight=False, soft_wrap=False)
+    return Console(color_system=None if app.plain else "auto", highlight=False)
 
 
 def _watch(app: App, cluster: Cluster) -> None:
@@ -120,10 +121,12 @@ def _watch(app: App, cluster: Cluster) -> None:
     if sys.stdout.isatty():
         from rich.live import Live
 
-        with Live(colored(cluster.status()), console=_console(app), screen=True, auto_refresh=False) as live:
+        console = _console(app)
+        with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
+                found = _with_own_advice(app, cluster.status())
+                live.update(colored(found, console.width), refresh=True)
                 time.sleep(WATCH_S)
-                live.update(colored(_with_own_advice(app, cluster.status())), refresh=True)
     last = ""
     while True:
         text = plain(_with_own_advice(app, cluster.status()))

@@ -15,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
-from zcluster.cli.table import count_text, plain_table, size_text
+from zcluster.cli.table import count_text, plain_table, size_text, width
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 Map = Mapping[str, Any]
 HEADER: Final = ("NODE", "ROLE", "PID", "TERM", "COMMIT", "APPLIED", "LAG", "CKPT", "DISK", "CPU", "RSS", "UP")
 EXIT_CODES: Final = {"healthy": 0, "stopped": 3, "degraded": 4, "no_quorum": 5}
+_EXPENDABLE: Final = ("CKPT", "RSS", "CPU", "DISK", "APPLIED", "TERM", "LAG", "PID")
 _COLORS: Final = {"healthy": "green", "stopped": "yellow", "degraded": "yellow", "no_quorum": "red"}
 _ROLE_COLORS: Final = {"leader": "green", "paused": "yellow", "silent": "yellow"}
 
@@ -44,7 +43,7 @@ def headline(status: Map) -> tuple[str, str, str]:
         f"{up}/{len(nodes)} up",
         "quorum ok" if status.get("quorum", state != "no_quorum") else "no quorum",
         f"leader {status['leader']}" if status["leader"] else "no leader",
-        f"term {status['term']}",
+        f"term {max([status['term'], *(node.get('term') or 0 for node in nodes)])}",
     ]
     return status["cluster"], state.replace("_", " ").upper(), " · ".join(parts)
 
@@ -140,8 +139,19 @@ def plain(status: Map) -> str:
     return "\n".join(lines + footer(status))
 
 
-def colored(status: Map) -> Group:
-    """The same for a terminal: colours, and columns that give way where it is narrow."""
+def fitting(rows: list[list[str]], columns: int) -> list[int]:
+    """Which columns of HEADER to show so that a row takes at most `columns` characters; the least telling go first."""
+    chosen = list(range(len(HEADER)))
+    widths = [max(width(row[i]) for row in (HEADER, *rows)) for i in chosen]
+    for title in _EXPENDABLE:
+        if sum(widths[i] + 2 for i in chosen) - 2 <= columns:
+            break
+        chosen.remove(HEADER.index(title))
+    return chosen
+
+
+def colored(status: Map, columns: int) -> Group:
+    """The same for a terminal of so many columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -152,20 +162,14 @@ def colored(status: Map) -> Group:
     rows = table_rows(status)
     if rows:
         table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for title in HEADER:
-            table.add_column(title, no_wrap=True)
+        chosen = fitting(rows, columns)
+        for i in chosen:
+            table.add_column(HEADER[i], no_wrap=True)
         for node, cells in zip(status["nodes"], rows, strict=True):
             style = _ROLE_COLORS.get(node["role"], "") if node["state"] == "up" else "red"
-            table.add_row(
-                *[Text(cell, style=style if title == "ROLE" else "") for title, cell in zip(HEADER, cells, strict=True)]
-            )
+            table.add_row(*[Text(cells[i], style=style if HEADER[i] == "ROLE" else "") for i in chosen])
         parts.append(table)
     for line in footer(status):
         label, _, text = line.partition(": ")
         parts.append(Text.assemble((f"{label}: ", "bold"), text))
     return Group(*parts)
-
-
-def state_text(state: str) -> str:
-    """A state in its colour, for one-line messages."""
-    return click.style(state.replace("_", " "), fg=_COLORS.get(state))

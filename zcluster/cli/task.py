@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,8 +91,7 @@ def submit(ctx: click.Context, app: App, function: str, arguments: tuple[str, ..
                 raise Timeout(f"{function} did not end within {timeout:g} s; it may still run") from None
             raise
     app.emit({"function": function, "result": _as_json(result)})
-    if not app.json and result is not None:
-        app.show(result if isinstance(result, str) else repr(result))
+    app.show(str(result))
 
 
 def _exit_code(error: BaseException) -> int:
@@ -150,10 +150,19 @@ def run(ctx: click.Context, app: App, script: str, arguments: tuple[str, ...]) -
     environment.pop("ZCLUSTER_DIRECTORY", None)  # inside a task it names the task's own cluster, and would win
     if os.sep in app.name:
         environment["ZCLUSTER_DIRECTORY"] = str(cluster.directory)
-    process = subprocess.Popen([sys.executable, script, *arguments], env=environment, stdout=2 if app.json else None)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in started:
+            process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGHUP, pass_on)
+    command = [sys.executable, script, *arguments]
+    started.append(subprocess.Popen(command, env=environment, stdout=2 if app.json else None))
     while True:
         try:
-            code = process.wait()
+            code = started[0].wait()
             break
         except KeyboardInterrupt:
             continue  # the terminal has sent it to the script too: how to end is for the script to say

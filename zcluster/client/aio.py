@@ -176,7 +176,7 @@ class LoopConnection:
         self._flush()
 
     def _add(self, replica: int, endpoint: str) -> None:
-        socket = make_socket(_context(), zmq.DEALER, connect=endpoint, security=self._security)
+        socket = make_socket(_context(), zmq.DEALER, connect=endpoint, security=self._security, probe=True)
         self._sockets[replica] = socket
         self._blocked.add(replica)
         self.loop.add_reader(cast(int, socket.get(zmq.FD)), self._drain, replica, socket)

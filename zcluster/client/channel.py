@@ -56,6 +56,9 @@ _SLEEP_S_MAX: Final = 3600.0
 
 Part = bytes | bytearray | memoryview
 
+_forks = 0
+"""How many forks lie between this process and the one that imported this module: a cheap way to notice one."""
+
 
 class Channel:
     """DEALER sockets by key, driven by whichever thread waits. See the head of this module.
@@ -84,7 +87,7 @@ class Channel:
         message_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
         self.lock = threading.RLock()
-        self.pid = os.getpid()
+        self._forks = _forks
         self.closed = False
         self._on_message = on_message
         self._on_deadline = on_deadline
@@ -95,8 +98,9 @@ class Channel:
         self._message_bytes_max = message_bytes_max
         self._context = _context()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._keys: dict[int, int] = {}  # descriptor -> key
         self._blocked: set[int] = set()
-        self._readable = False  # EVENTS showed something to receive, and nobody has been told
+        self._unread: set[int] = set()  # keys to look at before anybody sleeps, whatever their descriptors say
         self._after: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._followers: deque[_Follower] = deque()
         self._driver = 0  # thread id of the waiter that drives
@@ -104,7 +108,6 @@ class Channel:
         self._until: Nanoseconds = 0  # when the sleeping driver (or background thread) wakes by itself
         self._background_until: Nanoseconds = 0
         self._background: threading.Thread | None = None
-        self._bell_rung = False
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inner = select.epoll()
         self._inner.register(self._bell, select.EPOLLIN)
@@ -112,38 +115,48 @@ class Channel:
         self._outer = select.epoll()
         self._outer.register(self._inner_fd, select.EPOLLIN)
         for key, endpoint in endpoints.items():
-            self.add(key, endpoint)
+            self._connect(key, endpoint)
         _channels.add(self)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
     def add(self, key: int, endpoint: str) -> None:
         """Connect `key`; an existing connection of that key is closed first. Raises: Closed, zmq.ZMQError."""
-        with self._checked():
+        self._check()
+        with self.lock:
             self._drop(key)
-            socket = make_socket(
-                self._context, zmq.DEALER, security=self._security, message_bytes_max=self._message_bytes_max
-            )
-            if self._probe:
-                socket.setsockopt(zmq.PROBE_ROUTER, 1)
-            socket.connect(endpoint)
-            self._sockets[key] = socket
-            self._inner.register(cast(int, socket.get(zmq.FD)), select.EPOLLIN)
-            self._readable = True  # whatever happened before the registration is looked at once
-            if self._background is not None:
-                self._ring()
+            self._connect(key, endpoint)
+            self._ring()
+
+    def _connect(self, key: int, endpoint: str) -> None:
+        socket = make_socket(
+            self._context,
+            zmq.DEALER,
+            connect=endpoint,
+            security=self._security,
+            message_bytes_max=self._message_bytes_max,
+            probe=self._probe,
+        )
+        descriptor = cast(int, socket.get(zmq.FD))
+        self._sockets[key] = socket
+        self._keys[descriptor] = key
+        self._unread.add(key)  # whatever happened before the registration is looked at once
+        self._inner.register(descriptor, select.EPOLLIN)
 
     def remove(self, key: int) -> None:
         """Close the connection of `key`; nothing happens if there is none."""
-        if os.getpid() == self.pid:
+        if self._forks == _forks:
             with self.lock:
                 self._drop(key)
 
     def _drop(self, key: int) -> None:
         socket = self._sockets.pop(key, None)
         self._blocked.discard(key)
+        self._unread.discard(key)
         if socket is not None and not self.closed:
-            self._inner.unregister(cast(int, socket.get(zmq.FD)))
+            descriptor = cast(int, socket.get(zmq.FD))
+            del self._keys[descriptor]
+            self._inner.unregister(descriptor)
             socket.close(0)
 
     def send(self, key: int, parts: Sequence[Part]) -> bool:
@@ -154,7 +167,7 @@ class Channel:
             parent process. Otherwise the message is on its way, which says nothing about its arrival.
         """
         socket = self._sockets.get(key)
-        if socket is None or self.closed or os.getpid() != self.pid:
+        if socket is None or self.closed or self._forks != _forks:
             return False
         if self._background is None:
             self._start()
@@ -169,10 +182,10 @@ class Channel:
         except zmq.Again:
             self._blocked.add(key)
             sent = False
-        events = _events(socket)
+        events = cast(int, socket.get(_EVENTS))
         # The attempt may have consumed the descriptor's edge: what it announced is looked at again.
         if events & _POLLIN or (events & _POLLOUT and not sent):
-            self._readable = True
+            self._unread.add(key)
             if self._turning != get_ident():
                 self._ring()
         return sent
@@ -191,34 +204,33 @@ class Channel:
             return True
         give_up = NEVER if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
         me = get_ident()
-        nested = self._driver == me  # called by a function given to `after`, on the thread that drives
+        self._check()
+        if self._driver == me:  # called by a function given to `after`, on the thread that drives
+            with _Shield() as shield:
+                return self._drive(done, give_up, shield)
         with _Shield() as shield:
             try:
-                with self._checked():
+                with self.lock:
                     if done():
                         return True
-                    follower = None if nested else self._enter(me, done)
+                    follower = None
+                    if self._driver:
+                        follower = _Follower(me, done)
+                        self._followers.append(follower)
+                    else:
+                        self._driver = me
+                        self._outer.modify(self._inner_fd, 0)
                 if follower is not None:
                     with shield.open():
                         self._follow(follower, give_up)
                     if not follower.promoted:
-                        self._checked()
+                        self._check()
                         return done()
                 return self._drive(done, give_up, shield)
             finally:
-                if self._driver == me and not nested:
+                if self._driver == me:
                     with self.lock:
                         self._pass_on()
-
-    def _enter(self, me: int, done: Callable[[], bool]) -> _Follower | None:
-        """Become the driver, else one of the followers."""
-        if self._driver:
-            follower = _Follower(me, done)
-            self._followers.append(follower)
-            return follower
-        self._driver = me
-        self._outer.modify(self._inner_fd, 0)
-        return None
 
     def _follow(self, follower: _Follower, give_up: Nanoseconds) -> None:
         """Sleep until done, out of time, or promoted."""
@@ -231,23 +243,28 @@ class Channel:
                     self._followers.remove(follower)
 
     def _drive(self, done: Callable[[], bool], give_up: Nanoseconds, shield: _Shield) -> bool:
+        ready: list[tuple[int, int]] = []
+        lock, poll, now_ns = self.lock, self._inner.poll, time.monotonic_ns
         while True:
-            with self._checked():
-                until = self._turn() if self._readable else self._next_deadline()
-                if done():
-                    return True
-                self._until = min(until, give_up)
+            with lock:
+                if ready or self._unread or self._until == 0:
+                    self._turn(ready)
+                    if done():
+                        return True
+                self._check()
+                until = 0 if self._unread or self._after else min(self._next_deadline(), give_up)
+                self._until = until
             if self._after:
                 self._run_after(shield)
-                continue
-            now = time.monotonic_ns()
+            now = now_ns()
             if now >= give_up:
                 return False
-            if now < self._until:
-                timeout_s = _SLEEP_S_MAX if self._until >= NEVER else (self._until - now) / 1e9
+            ready = []
+            if until > now:
                 with shield.open():
-                    self._inner.poll(timeout_s)
-            self._readable = True
+                    ready = poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9)
+            if not ready:
+                self._until = 0  # a deadline, or more to do
 
     def _pass_on(self) -> None:
         """The driver goes: the next waiter takes over, else the background thread. Needs the lock."""
@@ -264,23 +281,30 @@ class Channel:
             return
         self._outer.modify(self._inner_fd, select.EPOLLIN)
         self._until = self._background_until
-        if self._readable or self._after or self._next_deadline() < self._until:
+        if self._unread or self._after or self._next_deadline() < self._until:
             self._ring()
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 
-    def _turn(self) -> Nanoseconds:
-        """Receive what is there, hand it on, meet deadlines. Needs the lock. Returns: when to wake up next."""
+    def _turn(self, ready: Sequence[tuple[int, int]]) -> None:
+        """Receive what is there, hand it on, meet deadlines. Needs the lock. `ready`: what the poll said."""
         outer_turn, self._turning = self._turning, get_ident()
+        self._until = 0
         try:
-            if self._bell_rung:
-                self._bell_rung = False
-                os.eventfd_read(self._bell)
-            self._readable = False
-            self._until = 0
-            for key, socket in list(self._sockets.items()):
-                if self._sockets.get(key) is socket:
-                    self._receive(key, socket)
+            for descriptor, _ in ready:
+                key = self._keys.get(descriptor)
+                if key is not None:
+                    self._unread.discard(key)
+                    self._receive(key)
+                elif descriptor == self._bell:
+                    try:
+                        os.eventfd_read(self._bell)
+                    except BlockingIOError:  # another thread was quicker
+                        pass
+            if self._unread:
+                unread, self._unread = self._unread, set()
+                for key in unread:
+                    self._receive(key)
             now = time.monotonic_ns()
             if self._next_deadline() <= now:
                 self._on_deadline(now)
@@ -288,17 +312,20 @@ class Channel:
                 self._release_followers()
         finally:
             self._turning = outer_turn
-        return 0 if self._readable or self._after else self._next_deadline()
 
-    def _receive(self, key: int, socket: zmq.Socket[bytes]) -> None:
+    def _receive(self, key: int) -> None:
+        socket = self._sockets.get(key)
+        if socket is None:
+            return
+        get, recv = socket.get, socket.recv
         batch: list[list[bytes]] = []
-        while (events := _events(socket)) & _POLLIN:
+        while (events := cast(int, get(_EVENTS))) & _POLLIN:
             if len(batch) == MESSAGES_PER_TURN:
-                self._readable = True
+                self._unread.add(key)
                 break
-            message = [socket.recv(_NOBLOCK)]
-            while socket.get(_RCVMORE):
-                message.append(socket.recv(_NOBLOCK))
+            message = [recv(_NOBLOCK)]
+            while get(_RCVMORE):
+                message.append(recv(_NOBLOCK))
             batch.append(message)
         if batch:
             now = time.monotonic_ns()
@@ -344,55 +371,58 @@ class Channel:
             except Exception:
                 pass
 
-    def _background_turn(self) -> bool:
-        """One round of the background thread. Returns: False when it is to end."""
-        with self.lock:
-            if self.closed:
-                return False
-            if self._driver:
-                until = NEVER
-            else:
-                until = self._turn()
-                self._until = until
-            self._background_until = until
-        if self._after and not self._driver:
-            self._run_after(None)
-            return True
-        now = time.monotonic_ns()
-        if until > now:
-            self._outer.poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9)
-        return True
+    def _run(self) -> None:
+        """Body of the background thread."""
+        ready: list[tuple[int, int]] = []
+        while True:
+            with self.lock:
+                if self.closed:
+                    return
+                if self._driver:
+                    until = NEVER
+                else:
+                    self._turn(ready)
+                    until = 0 if self._unread or self._after else self._next_deadline()
+                    self._until = until
+                self._background_until = until
+            if self._after and not self._driver:
+                self._run_after(None)
+            ready = []
+            now = time.monotonic_ns()
+            if until > now and self._outer.poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9):
+                with self.lock:
+                    if not self._driver and not self.closed:
+                        ready = self._inner.poll(0)
 
     def kick(self, recheck: bool = False) -> None:
         """The next deadline may be earlier now: whoever sleeps looks again. Any thread, with or without the lock.
 
         recheck: also let the waiters ask their `done` again, which something other than a callback has changed.
         """
-        if os.getpid() != self.pid:
+        if self._forks != _forks:
             return
         with self.lock:
             if self._turning == get_ident() or self.closed:
                 return
             if self._background is None:
                 self._start()
-            if recheck or self._readable or self._next_deadline() < self._until:
+            if recheck or self._unread or self._next_deadline() < self._until:
                 self._ring()
 
     def _ring(self) -> None:
         if not self.closed:
-            self._bell_rung = True
             os.eventfd_write(self._bell, 1)
 
     def _start(self) -> None:
         """Start the background thread: when the channel is first used, since its owner is not complete before."""
-        self._background = threading.Thread(target=_run, args=(self,), name="zcluster-channel", daemon=True)
+        self._background = threading.Thread(target=self._run, name="zcluster-channel", daemon=True)
         self._background.start()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _checked(self) -> threading.RLock:  # type: ignore[valid-type, unused-ignore]
-        """The lock, after making sure that this process may use the channel. Raises: Closed."""
-        if os.getpid() != self.pid:
+    def _check(self) -> None:
+        """May this process use the channel? Raises: Closed."""
+        if self._forks != _forks:
             raise Closed("this connection belongs to the parent process; a forked child opens its own")
         if self.closed:
             raise Closed("the connection is closed")
@@ -400,11 +430,10 @@ class Channel:
             with self.lock:
                 if self._background is None:
                     self._start()
-        return self.lock
 
     def close(self) -> None:
         """Close the sockets and end the background thread; waiters get `Closed`. Harmless when repeated or forked."""
-        if os.getpid() != self.pid or self.closed:
+        if self._forks != _forks or self.closed:
             return
         with self.lock:
             if self.closed:
@@ -424,9 +453,8 @@ class Channel:
             thread.join(1.0)
 
     def __del__(self) -> None:
-        if getattr(self, "pid", 0) == os.getpid() and hasattr(self, "_bell"):
+        if hasattr(self, "_bell"):
             os.close(self._bell)
-            self._bell = -1
 
 
 class _Follower:
@@ -505,22 +533,12 @@ class _Opening:
         self._shield._shut = True
 
 
-def _events(socket: zmq.Socket[bytes]) -> int:
-    return cast(int, socket.get(_EVENTS))
-
-
 def _send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> None:
     """A half-sent message would corrupt every later one, so Ctrl-C waits until the last part is out."""
     with _Shield():
         last = len(parts) - 1
         for i, part in enumerate(parts):
             socket.send(part, _NOBLOCK | (_SNDMORE if i < last else 0), len(part) < ZERO_COPY_BYTES)
-
-
-def _run(channel: Channel) -> None:
-    """Body of the background thread."""
-    while channel._background_turn():
-        pass
 
 
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -533,6 +551,14 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
     if pid not in _contexts:
         _contexts[pid] = zmq.Context()
     return _contexts[pid]
+
+
+def _after_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @atexit.register

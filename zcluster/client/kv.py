@@ -174,6 +174,7 @@ class Connection:
             self._on_deadline,
             self.session.next_deadline,
             on_writable=self._on_writable,
+            probe=True,
         )
         for replica, endpoint in endpoints.items():
             self.channel.add(replica, endpoint)

@@ -47,7 +47,9 @@ all of it, up to write n, survives a crash. Writes are acknowledged in order; a 
 
 **Commit** counts copies known to be on disk, the leader's own included, and only for entries of its own term; earlier
 ones commit with them. Each entry is in `committed` exactly once in a life of the core, in order. An entry may be
-committed before it is on the *own* disk: a checkpoint can be ahead of the log behind it, and recovery accepts that.
+committed before it is on the *own* disk, so a checkpoint can be ahead of the log. Recovery accepts a log that ends
+before the checkpoint, but not one with *another* entry at its index: then the older checkpoint is the true one, which
+is why the store keeps two, and the log back to the older.
 
 **Time.** Deadlines are moments, not ticks. A process that was stopped for ten election timeouts sees one late
 `deadline`, after the messages that waited for it; so a follower under a living leader does not stand, and a leader

@@ -49,7 +49,11 @@ class Log:
 
     @classmethod
     def recover(cls, snapshot: SnapshotMeta | None, entries: Sequence[Entry]) -> Log:
-        """From what the disk remembered. Entries that the checkpoint supersedes, or that do not reach it, are left."""
+        """From what the disk remembered. Entries that do not reach the checkpoint are left out.
+
+        A log that holds another entry at the checkpoint's index is refused: what lies behind that entry cannot be
+        told from what belongs there, and the store has an older state that is true.
+        """
         for before, after in pairwise(entries):
             assert after.index == before.index + 1 and after.epoch >= before.epoch, "recovered entries have a gap"
         if snapshot is None:
@@ -63,11 +67,13 @@ class Log:
         first = entries[0].index
         assert first <= snapshot.index + 1, "recovered entries start behind a gap after the checkpoint"
         if first > snapshot.index:
+            assert entries[0].epoch >= snapshot.epoch, "the log contradicts the checkpoint"
             log.extend(entries)
-        elif entries[snapshot.index - first].epoch == snapshot.epoch:
-            # The first entry serves as the base, since its predecessor's term is not known; at index 1 it is.
-            log = cls() if first == 1 else cls(first, entries[0].epoch)
-            log.extend(entries if first == 1 else entries[1:])
+            return log
+        assert entries[snapshot.index - first].epoch == snapshot.epoch, "the log contradicts the checkpoint"
+        # The first entry serves as the base, since its predecessor's term is not known; at index 1 it is.
+        log = cls() if first == 1 else cls(first, entries[0].epoch)
+        log.extend(entries if first == 1 else entries[1:])
         return log
 
     @property

@@ -14,7 +14,7 @@ from zcluster.errors import Closed
 from zcluster.tasks import link as links
 from zcluster.tasks import payload
 from zcluster.tasks.futures import outcome
-from zcluster.tasks.link import Link, is_nested
+from zcluster.tasks.link import Link
 from zcluster.tasks.payload import dump_arguments
 from zcluster.tasks.protocol import KEYWORDS, NO_RERUN, Function
 
@@ -131,7 +131,7 @@ class AsyncTasks:
         if not inbox.flush_planned:
             inbox.flush_planned = True
             loop.call_soon(_flush, link, inbox)
-        if is_nested():
+        if links.inside_worker:
             link.flush()
             link.claim_in_thread(call)
         try:

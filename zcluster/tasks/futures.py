@@ -16,8 +16,9 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar, cast
 
 from zcluster.errors import Unpicklable, WorkerDied
+from zcluster.tasks import link as links
 from zcluster.tasks import payload
-from zcluster.tasks.link import Link, is_nested
+from zcluster.tasks.link import Link
 from zcluster.tasks.protocol import RAISED, RETURNED, Function
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class TaskFuture(Future[T]):
             self.__dict__.setdefault("_waiters", [])
             self.__dict__.setdefault("_done_callbacks", [])
             condition = self.__dict__.setdefault("_made_condition", threading.Condition())
-            if self._state is PENDING and is_nested():
+            if self._state is PENDING and links.inside_worker:
                 self._link.claim_in_thread(self)
         return condition
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any, Final, Protocol
 
 from zcluster.client.channel import Channel
@@ -39,6 +39,9 @@ GATHER_NS: Final = MS // 2
 FEW_PER_WORKER: Final = 4
 FAREWELL_S: Final = 0.2
 CLAIM_AGAIN_S: Final = 0.5
+
+inside_worker = False
+"""Set by a worker: this process runs tasks, so who waits here for a task must be ready to run it himself."""
 
 forks = 0
 """How often this process was made by a fork: links of before belong to the parent."""
@@ -199,7 +202,8 @@ class Link:
     def _on_message(self, key: int, parts: list[bytes], now: Nanoseconds) -> None:
         try:
             kind, body = p.unpack(parts[0])
-            if kind == p.NEWS:
+            segments: Iterable[Segments] = repeat(None)
+            if kind == p.NEWS and len(parts) > 1:
                 segments = p.split_segments([result[3] for result in body.results], parts[1:])
         except ValueError:
             return  # not from our router
@@ -214,9 +218,9 @@ class Link:
             self.refused = Conflict(body[0])
             self._fail_all(self.refused)
 
-    def _news(self, news: p.News, segments: list[Segments]) -> None:
+    def _news(self, news: p.News, segments: Iterable[Segments]) -> None:
         calls, uses = self.calls, self._uses
-        for (number, status, data, _), parts in zip(news.results, segments, strict=True):
+        for (number, status, data, _), parts in zip(news.results, segments, strict=False):
             call = calls.pop(number, None)
             if call is not None:
                 uses[call.function.digest] -= 1
@@ -264,9 +268,11 @@ class Link:
     def wait_call(self, call: Call, timeout_s: float | None) -> bool:
         """Block until `call.done()`. Inside a task, one that nobody has started is run right here: a worker that only
         waits would be one worker less, and the last one would wait for ever."""
+        if self.forks != forks:
+            raise Closed("this future belongs to the parent process")
         if self.outbox:
             self.flush()
-        if not is_nested():
+        if not inside_worker:
             return self.channel.wait(call.done, timeout_s)
         give_up = NEVER if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
         given: list[Call] = []
@@ -371,15 +377,6 @@ class Link:
             except Closed:
                 pass
         self.channel.close()
-
-
-def is_nested() -> bool:
-    """Does this thread run inside a task? (The main thread of a worker does nothing else.)"""
-    return "zcluster.tasks.worker" in sys.modules and _current_worker() is not None
-
-
-def _current_worker() -> Any:
-    return getattr(sys.modules["zcluster.tasks.worker"], "current_worker", None)
 
 
 def run_call(call: Call) -> tuple[int, bytes, Segments]:

@@ -1,7 +1,7 @@
 """`python -m zcluster.tasks.worker CLUSTER_DIRECTORY NAME`: one process that runs tasks, one at a time.
 
     main thread          wait for work -> note the task in shared memory -> run it -> results, a batch at a time
-    background thread    (the channel's, only while a task runs) recalls, pings, more work, results that would wait
+    attendant            (only while a task runs) recalls, pings, more work, results that would wait; see `line`
 
 Tasks run on the main thread, so signals and `KeyboardInterrupt` mean what they should. Results are kept until the
 router has acknowledged them; a new router hears what is running and held, and gets those results again.
@@ -17,15 +17,17 @@ import signal
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from types import FrameType
 from typing import Any, Final, NoReturn
 
-from zcluster.client.channel import Channel
 from zcluster.config import WORKER, ClusterSpec, load_spec
+from zcluster.tasks import link as links
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
 from zcluster.tasks.execute import run
+from zcluster.tasks.line import Line
 from zcluster.tasks.modules import ModuleWatch
 from zcluster.tasks.word import Word
 from zcluster.transport.liveness import exit_with_owner, start_ticks
@@ -40,10 +42,10 @@ RESULT_DELAY_NS: Final = 1 * MS
 FAREWELL_S: Final = 1.0
 SWITCH_INTERVAL_S: Final = 0.0005
 CHECK_MODULES_NS: Final = 1_000 * MS
-ROUTER: Final = 0
 
-current_worker: Worker | None = None
-"""The worker that this process is, for pools that are opened inside tasks."""
+
+class Leave(BaseException):
+    """SIGTERM came while the worker was waiting for work."""
 
 
 class Held:
@@ -76,7 +78,7 @@ class Function:
 
 
 class Worker:
-    """Owns the channel to the router. `run` is the main thread's."""
+    """What one worker process knows. `run` is the main thread's."""
 
     def __init__(self, spec: ClusterSpec, name: str) -> None:
         self.spec = spec
@@ -91,30 +93,27 @@ class Worker:
         self.recalled: list[tuple[int, int, bool]] = []
         self.sequence = 0
         self.unacknowledged: deque[tuple[int, list[bytes]]] = deque()  # (sequence, message)
-        self.unsent: deque[list[bytes]] = deque()
         self.connected = False
         self.stop: int | None = None  # exit code
+        self.waiting = False  # the main thread waits for messages: a signal handler may raise `Leave`
         self._context: list[str] | None = None
         self._base_path = list(sys.path)
         self._modules = ModuleWatch()
         self._modules_checked: Nanoseconds = 0
-        self.channel = Channel(
-            {ROUTER: spec.endpoint("router", WORKER)},
+        self._line = Line(
+            spec.endpoint("router", WORKER),
             Security.load(spec),
             self._on_message,
-            self._on_deadline,
+            self._flush,
             self._next_deadline,
-            on_writable=lambda _: self._send_waiting(),
-            probe=True,
-            message_bytes_max=p.MESSAGE_BYTES_MAX,
         )
-        self.channel.kick()
 
-    # -- messages (with the channel's lock, on either thread) ---------------------------------------------------------
-    def _on_message(self, key: int, parts: list[bytes], now: Nanoseconds) -> None:
+    # -- messages (with the line's lock, on either thread) ------------------------------------------------------------
+    def _on_message(self, parts: list[bytes]) -> None:
         try:
             kind, body = p.unpack(parts[0])
-            if kind == p.WORK:
+            segments: Iterable[payload.Segments] = repeat(None)
+            if kind == p.WORK and len(parts) > 1:
                 segments = p.split_segments([task[5] for task in body.tasks], parts[1:])
         except ValueError:
             return  # not from our router
@@ -125,7 +124,7 @@ class Worker:
             for function in body.functions:
                 self.functions[function.digest] = Function(function)
                 self._modules_checked = 0
-            for task, own in zip(body.tasks, segments, strict=True):
+            for task, own in zip(body.tasks, segments, strict=False):
                 self.inbox[task[0], task[1]] = Held(task, own)
         elif kind == p.RECALL:
             for task_id in body:
@@ -141,8 +140,6 @@ class Worker:
 
     def _report(self) -> None:
         """Introduce ourselves to a router that does not know us, and repeat what it may have missed."""
-        self.connected = True
-        self.unsent.clear()
         running = self.running
         current = (running.client, running.number) if running is not None else None
         held = [result[:2] for result in self.results]
@@ -168,12 +165,8 @@ class Worker:
             self.unacknowledged.popleft()
 
     def _send(self, message: list[bytes]) -> None:
-        if self.unsent or not self.channel.send(ROUTER, message):
-            self.unsent.append(message)
-
-    def _send_waiting(self) -> None:
-        while self.unsent and self.channel.send(ROUTER, self.unsent[0]):
-            self.unsent.popleft()
+        # What is not sent needs no queue: when there is a router again, the report and the results go out anew.
+        self.connected = self._line.send(message)
 
     def _flush(self) -> None:
         """Send the results so far. Needs the lock."""
@@ -186,41 +179,45 @@ class Worker:
         self.sequence += 1
         message = [p.pack(p.DONE, (self.sequence, results, recalled)), *segments]
         self.unacknowledged.append((self.sequence, message))
-        if self.connected:
-            self._send(message)
+        self._send(message)
 
     def _next_deadline(self) -> Nanoseconds:
         return self.first_result + RESULT_DELAY_NS if self.first_result < NEVER else NEVER
 
-    def _on_deadline(self, now: Nanoseconds) -> None:
-        self._flush()
-
     # -- tasks (main thread) ------------------------------------------------------------------------------------------
     def run(self) -> int:
         """Until asked to stop. Returns: the exit code."""
-        channel = self.channel
-        while self.stop is None:
-            channel.wait(self._has_work)
-            if self.stop is None and self._modules_changed():
-                self.stop = EXIT_CHANGED
-            while self.stop is None and (task := self._next()) is not None:
-                self._run_one(task)
-                if len(self.results) >= RESULTS_PER_FRAME:
-                    with channel.lock:
-                        self._flush()
-            task = None
-            self._modules.note_new()
-            self.word.clear()
-            with channel.lock:
-                self._flush()
+        try:
+            while self.stop is None:
+                self.waiting = True
+                self._line.receive()
+                self.waiting = False
+                if self.inbox:
+                    if self._modules_changed():
+                        self.stop = EXIT_CHANGED
+                    self._run_all()
+                self._line.disarm()
+                if self.inbox:  # came at the last moment
+                    self._run_all()
+        except Leave:
+            self._line.disarm()
         self._farewell()
-        return self.stop
+        return self.stop or 0
 
-    def _has_work(self) -> bool:
-        return bool(self.inbox) or self.stop is not None
+    def _run_all(self) -> None:
+        line = self._line
+        while self.stop is None and (task := self._next()) is not None:
+            self._run_one(task)
+            if len(self.results) >= RESULTS_PER_FRAME:
+                with line.lock:
+                    self._flush()
+        self.word.clear()
+        with line.lock:
+            self._flush()
+        self._modules.note_new()
 
     def _next(self) -> Held | None:
-        with self.channel.lock:
+        with self._line.lock:
             try:
                 _, self.running = self.inbox.popitem(last=False)
             except KeyError:
@@ -239,14 +236,14 @@ class Worker:
         status, data, segments = outcome
         now = time.monotonic_ns()
         result = (task.client, task.number, status, data, now - began, len(segments) if segments else 0)
-        with self.channel.lock:  # the background thread may send what is there at any moment
+        with self._line.lock:  # the attendant may send what is there at any moment
             if segments:
                 self.segments += segments
             self.results.append(result)
             self.running = None
             if self.inbox and self.first_result == NEVER:
                 self.first_result = now
-                self.channel.kick()
+                self._line.ring()
 
     # -- surroundings -------------------------------------------------------------------------------------------------
     def _enter(self, wire: p.Function) -> None:
@@ -272,19 +269,18 @@ class Worker:
     # -- the end ------------------------------------------------------------------------------------------------------
     def _farewell(self) -> None:
         """Give back what was not started and see that the results arrive; bounded."""
-        with self.channel.lock:
+        with self._line.lock:
             while self.inbox:
                 task_id, _ = self.inbox.popitem(last=False)
                 self.recalled.append((*task_id, True))
             self._flush()
             self._send([p.pack(p.LEAVE, [])])
         if self.connected:
-            self.channel.wait(lambda: not self.unacknowledged, FAREWELL_S)
-        self.channel.close()
+            self._line.pump(lambda: not self.unacknowledged, FAREWELL_S)
+        self._line.close()
 
 
 def main(arguments: list[str]) -> int:
-    global current_worker
     directory, name = arguments[0], arguments[1]
     spec = load_spec(directory)
     os.environ["ZCLUSTER_DIRECTORY"] = spec.directory
@@ -293,13 +289,16 @@ def main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     exit_with_owner()
-    worker = current_worker = Worker(spec, name)
+    worker = Worker(spec, name)
+    links.inside_worker = True
 
     def terminate(number: int, frame: FrameType | None) -> None:
         """Between tasks: leave in order. Inside one: at once; it is run again elsewhere, and nobody is charged."""
         if worker.running is None:
             worker.stop = 0
-            worker.channel.kick(recheck=True)
+            if worker.waiting:
+                worker.waiting = False
+                raise Leave
         else:
             worker.word.clear()
             leave_now(0)
@@ -316,5 +315,4 @@ def leave_now(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # As `__main__` this module would be a second copy, unknown to pools that are opened inside tasks.
-    sys.exit(importlib.import_module("zcluster.tasks.worker").main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -36,6 +36,9 @@ class ClientSocket:
             parts = receive_parts(socket)
             if parts is None:
                 break
+            if len(parts) == 2 and not parts[1]:  # a client's probe: it has just connected, and waits for news
+                self._remember(parts[0])
+                continue
             if len(parts) != 3 or len(parts[1]) != wire.HEAD_BYTES or len(parts[2]) > wire.FRAME_BYTES_MAX:
                 self.dropped += 1
                 continue

@@ -75,6 +75,7 @@ def make_socket(
     security: Security | None = None,
     high_water: int = HIGH_WATER_MESSAGES,
     message_bytes_max: int = MESSAGE_BYTES_MAX,
+    probe: bool = False,
 ) -> zmq.Socket[bytes]:
     """A bound or connected socket with our options. Raises: zmq.ZMQError (address in use, ...)."""
     socket = context.socket(kind)
@@ -86,6 +87,8 @@ def make_socket(
     socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)
     if kind == zmq.ROUTER:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    if probe:  # one empty message on every new connection: a restarted ROUTER hears of us at once
+        socket.setsockopt(zmq.PROBE_ROUTER, 1)
     if security is not None:
         socket.curve_publickey = security.public
         socket.curve_secretkey = security.secret

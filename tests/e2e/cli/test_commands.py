@@ -159,9 +159,15 @@ class Terminal:
 
     def __init__(self, *arguments: str) -> None:
         self.output = ""
-        self.pid, self._descriptor = pty.fork()
-        if self.pid == 0:
-            os.execv(COMMAND[0], [*COMMAND, *arguments])
+        self._descriptor, theirs = pty.openpty()
+        take_it = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        command = [sys.executable, "-c", take_it, *COMMAND, *arguments]
+        self._process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, close_fds=True
+        )
+        os.close(theirs)
 
     def read_until(self, text: str, timeout_s: float = 30.0) -> None:
         """Until `text` was shown. Raises: AssertionError."""
@@ -180,7 +186,7 @@ class Terminal:
         except OSError:
             pass  # the other end is closed: it has ended
         os.close(self._descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait(30)
 
 
 def test_ctrl_c_ends_a_foreground_cluster_cleanly() -> None:

@@ -265,6 +265,7 @@ def test_purging_asks_on_a_terminal_only(run: Run, downs: list[Any], monkeypatch
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
     run("down", "-c", "running", "--purge", "--yes")
     run("down", "-c", "running")
+    run("down", "-c", "absent", "--purge")
     assert asked == []
     run("down", "-c", "running", "--purge")
     assert asked == ["Remove running with all data?"]

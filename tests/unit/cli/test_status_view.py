@@ -54,9 +54,26 @@ def test_the_terminal_shows_the_same_words() -> None:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=120, no_color=True, force_terminal=False).print(colored(DEGRADED))
+    Console(file=out, width=120, no_color=True, force_terminal=False).print(colored(DEGRADED, 120))
     shown = [line.split() for line in out.getvalue().splitlines()]
     assert shown == [line.split() for line in EXPECTED.splitlines()]
+
+
+@pytest.mark.parametrize("columns", [100, 88, 80, 60, 50])
+def test_a_narrow_terminal_loses_columns_but_no_characters(columns: int) -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=columns, no_color=True).print(colored(DEGRADED, columns))
+    shown = out.getvalue()
+    assert "…" not in shown
+    assert "SIGKILL 12s ago" in shown
+    assert ("CKPT" in shown) == (columns >= 100)
+
+
+def test_the_term_of_silent_nodes_is_the_last_one_seen() -> None:
+    nodes = [a_node(name, state="down", stale=True, term=7) for name in ("n1", "n2", "n3")]
+    assert plain(a_status(state="no_quorum", leader=None, quorum=False, term=0, nodes=nodes)).count("term 7") == 1
 
 
 def test_a_stopped_cluster_has_no_table() -> None:

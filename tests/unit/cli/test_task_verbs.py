@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_submit_prints_the_result(run: Run, cluster: FakeCluster, module: str) -
     assert run("submit", "math:factorial", "5").stdout == "120\n"
     assert run("submit", f"{module}:Box.double", "2").stdout == "4\n"
     assert run("submit", f"{module}:Box.double", "ab").stdout == "abab\n"
-    assert run("submit", f"{module}:nothing").stdout == ""
+    assert run("submit", f"{module}:nothing").stdout == "None\n"
     assert json.loads(run("submit", "math:factorial", "5", "--json").stdout)["result"] == 120
 
 
@@ -127,6 +128,19 @@ def test_run_as_json_keeps_standard_output_for_the_object(
 def test_a_script_killed_by_a_signal_has_the_shells_code(run: Run, cluster: FakeCluster) -> None:
     Path("script.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
     assert run("run", "script.py").exit_code == 137
+
+
+def test_sigterm_reaches_the_script(run: Run, cluster: FakeCluster) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    Path("script.py").write_text(
+        "import os, signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\nsignal.pause()\n"
+    )
+    try:
+        assert run("run", "script.py").exit_code == 42
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_script_that_is_not_there_is_2(run: Run, cluster: FakeCluster) -> None:

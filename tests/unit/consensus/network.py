@@ -456,15 +456,21 @@ class Network:
         return next((index for t, index in self.nodes[at].reads if t == token), None)
 
     def compact(self, replica_id: int) -> SnapshotMeta:
-        """A checkpoint of everything applied; the disk forgets the log behind it."""
+        """A checkpoint of everything applied; the disk forgets the log behind it.
+
+        Where the disk still holds another entry at that index (what replaces it is on its way there), the log
+        contradicts the checkpoint, and a store that recovers now uses the older one: so it does not count here.
+        """
         node = self.nodes[replica_id]
         core = self.core(replica_id)
         index = node.applied_index
         epoch = core.log.term(index)
         assert epoch is not None
         meta = SnapshotMeta(index, epoch, core.configuration_at(index))
-        node.disk.snapshot = meta
-        node.disk.entries = {i: e for i, e in node.disk.entries.items() if i > index}
+        there = node.disk.entries.get(index)
+        if there is None or there.epoch == epoch:
+            node.disk.snapshot = meta
+            node.disk.entries = {i: e for i, e in node.disk.entries.items() if i > index}
         core.compacted(meta)
         self._check(node)
         return meta

@@ -109,7 +109,6 @@ META = SnapshotMeta(3, 2, Configuration((1,)))
         (META, entries(1, 1, 1, 2, 2), (0, 0), 4),
         (META, entries(2, 1, 2, 2), (2, 1), 4),
         (META, entries(2, 1), (3, 2), 3),  # the checkpoint is ahead of the log
-        (META, entries(2, 1, 1, 1), (3, 2), 3),  # another entry at its index
     ],
 )
 def test_recovery_from_a_checkpoint_and_a_log(
@@ -119,10 +118,21 @@ def test_recovery_from_a_checkpoint_and_a_log(
     assert ((recovered.base_index, recovered.base_term), recovered.last_index) == (base, last)
 
 
-def test_recovered_log_with_a_gap_is_refused() -> None:
-    for snapshot, log in ((None, entries(2, 1)), (META, entries(5, 2)), (None, (*entries(1, 1), *entries(3, 1)))):
-        with pytest.raises(AssertionError):
-            Log.recover(snapshot, log)
+@pytest.mark.parametrize(
+    ("snapshot", "log"),
+    [
+        (None, entries(2, 1)),
+        (None, (*entries(1, 1), *entries(3, 1))),
+        (META, entries(5, 2)),
+        (META, entries(2, 1, 1, 1)),  # another entry at its index: nothing behind it can be trusted
+        (META, entries(4, 1)),
+    ],
+)
+def test_recovered_log_with_a_gap_or_against_its_checkpoint_is_refused(
+    snapshot: SnapshotMeta | None, log: tuple[Entry, ...]
+) -> None:
+    with pytest.raises(AssertionError):
+        Log.recover(snapshot, log)
 
 
 def test_progress_goes_from_probe_to_replicate_and_back() -> None:
