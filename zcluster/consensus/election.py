@@ -98,6 +98,10 @@ class Patience:
         """The first of the survivors waits for nothing."""
         return rank * RANK_STEP + self._between(0, RANK_JITTER) if rank else 0
 
+    def give_way(self) -> Nanoseconds:
+        """Time for another survivor to be elected: two syncs and two round trips on a busy machine."""
+        return self._between(2 * HURRIED_VOTE, 3 * HURRIED_VOTE)
+
     def retry(self, *, pre_vote: bool) -> Nanoseconds:
         """How long to wait for votes. Failed pre-votes cost nobody anything and are repeated sooner."""
         if self.hurried:

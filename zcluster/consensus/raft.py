@@ -478,7 +478,16 @@ class Raft:
 
     def _handle_pre_vote_request(self, sender: ReplicaId, message: PreVoteRequest) -> None:
         granted = message.term > self.term and not self.repair and not self._is_loyal() and self._is_up_to_date(message)
+        if granted and self.patience.hurried:
+            self._give_way_to(sender, message)
         self._outbox.messages.append((sender, PreVoteReply(message.term if granted else self.term, granted)))
+
+    def _give_way_to(self, sender: ReplicaId, message: PreVoteRequest) -> None:
+        """Two survivors with the same proof would split the votes: the longer log goes first, then the lower id."""
+        mine = (self.log.last_term, self.log.last_index, -self.id)
+        if self.role != CANDIDATE and (message.last_term, message.last_index, -sender) > mine:
+            self.role, self.votes = FOLLOWER, {}
+            self.election_at = max(self.election_at, self.now + self.patience.give_way())
 
     def _handle_pre_vote_reply(self, sender: ReplicaId, message: PreVoteReply) -> None:
         if not message.granted and message.term > self.term:

@@ -1,9 +1,9 @@
 """Futures of tasks: real `concurrent.futures.Future`s that cost little.
 
 The standard one makes a lock and a condition for every future, which takes longer than sending the task. Here they are
-made when something first asks for them (`wait`, `as_completed`, callbacks). Why that is safe: whoever finishes a future
-first stores the result, then the state, then looks for a condition; whoever makes the condition reads the state after
-that, under it. So either the finisher sees the condition and notifies, or the waiter sees the final state.
+made when something first asks for them (`wait`, `as_completed`, callbacks). Why that is safe: a condition is made, and
+the state of a future without one is changed, under one short lock; the state of a future with a condition is changed
+under that condition, as the standard library expects.
 
 `result` and `exception` need none of that: they drive the connection in the calling thread.
 """
@@ -27,6 +27,8 @@ PENDING = "PENDING"
 CANCELLED = "CANCELLED_AND_NOTIFIED"
 FINISHED = "FINISHED"
 CANCEL_WAIT_S = 2.0
+
+_making = threading.Lock()
 
 
 def outcome(status: int, data: bytes, segments: payload.Segments) -> tuple[Any, BaseException | None]:
@@ -70,11 +72,14 @@ class TaskFuture(Future[T]):
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         condition: threading.Condition | None = self.__dict__.get("_made_condition")
         if condition is None:
-            self.__dict__.setdefault("_waiters", [])
-            self.__dict__.setdefault("_done_callbacks", [])
-            condition = self.__dict__.setdefault("_made_condition", threading.Condition())
-            if self._state is PENDING and links.inside_worker:
-                self._link.claim_in_thread(self)
+            with _making:
+                condition = self.__dict__.get("_made_condition")
+                if condition is None:
+                    self._waiters, self._done_callbacks = [], []
+                    condition = self._made_condition = threading.Condition()
+            if links.inside_worker and self._state is PENDING:
+                # In a thread of its own, since the asker may hold conditions while it looks at this one.
+                threading.Thread(target=self._link.claim_in_thread, args=(self,), daemon=True).start()
         return condition
 
     # -- the end of the task, with the channel's lock -----------------------------------------------------------------
@@ -90,9 +95,14 @@ class TaskFuture(Future[T]):
 
     def _finished(self, state: str) -> None:
         self.payload, self.segments = b"", None
-        self._state = state
-        if "_made_condition" in self.__dict__:
-            self._link.channel.after(self._announce)
+        with _making:
+            condition = self.__dict__.get("_made_condition")
+            if condition is None:
+                self._state = state
+                return
+        with condition:
+            self._state = state
+        self._link.channel.after(self._announce)
 
     def _announce(self) -> None:
         """Tell those who asked to be told. Without the lock: callbacks are the user's code."""

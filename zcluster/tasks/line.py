@@ -79,10 +79,14 @@ class Line:
 
     # -- main thread --------------------------------------------------------------------------------------------------
     def receive(self) -> None:
-        """Block until messages come; hand them all on, then arm the attendant. Signal handlers may raise here."""
+        """Block until a message comes, and hand it on. Disarmed only. Signal handlers may raise here."""
         first = _raw_receive(self._socket)
         with self.lock:
             self._hand_on(first)
+
+    def arm(self) -> None:
+        """From now on the attendant watches."""
+        with self.lock:
             self._drain()
             self._armed = True
         self._epoll.modify(self._descriptor, select.EPOLLIN)

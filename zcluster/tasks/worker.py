@@ -190,15 +190,15 @@ class Worker:
         try:
             while self.stop is None:
                 self.waiting = True
-                self._line.receive()
+                if self.stop is None:  # a signal from now on raises `Leave`
+                    self._line.receive()
                 self.waiting = False
-                if self.inbox:
+                while self.inbox and self.stop is None:
                     if self._modules_changed():
                         self.stop = EXIT_CHANGED
+                    self._line.arm()
                     self._run_all()
-                self._line.disarm()
-                if self.inbox:  # came at the last moment
-                    self._run_all()
+                    self._line.disarm()
         except Leave:
             self._line.disarm()
         self._farewell()

@@ -289,6 +289,28 @@ def test_requests_carry_the_certificate() -> None:
     assert solo.last(VoteRequest).certificate == (1, 1)
 
 
+@pytest.mark.parametrize("last_index", [0, 5])  # an equal log and a lower id; a longer log
+def test_a_survivor_gives_way_to_one_with_a_better_claim(last_index: int) -> None:
+    solo = Solo(3)
+    solo.follow(1)
+    solo.core.peer_lost(1, 1, solo.now)
+    before = solo.core.next_deadline()
+    solo.step(2, PreVoteRequest(2, last_index, min(last_index, 1), (1, 1)))
+    assert solo.last(PreVoteReply) == PreVoteReply(2, True)
+    assert solo.core.next_deadline() > before + 50 * MS
+
+
+def test_a_survivor_with_the_better_claim_does_not_give_way() -> None:
+    solo = Solo(2)
+    solo.follow(1)
+    solo.core.peer_lost(1, 1, solo.now)
+    solo.time_out()  # a pre-candidate
+    solo.step(3, PreVoteRequest(2, 0, 0, (1, 1)))  # an equal log, but a higher id
+    assert solo.last(PreVoteReply, 3) == PreVoteReply(2, True)
+    solo.step(3, PreVoteReply(2, True))
+    assert solo.core.status().role == "candidate"
+
+
 def test_only_an_own_certificate_voids_the_promise() -> None:
     solo = Solo()
     solo.follow(2)
