@@ -130,8 +130,8 @@ class TaskFuture(Future[T]):
 
     def result(self, timeout: float | None = None) -> T:
         """What the task returned. Raises: what it raised; WorkerDied; TimeoutError; CancelledError; Closed."""
-        if self._state is PENDING:
-            self._wait(timeout)
+        if self._state is PENDING and not self._link.wait_call(self, timeout):
+            raise TimeoutError()
         if self._outcome is not None:
             self._decode()
         if self._exception is not None:
@@ -144,17 +144,13 @@ class TaskFuture(Future[T]):
         return self._result  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        if self._state is PENDING:
-            self._wait(timeout)
+        if self._state is PENDING and not self._link.wait_call(self, timeout):
+            raise TimeoutError()
         if self._state is CANCELLED:
             raise CancelledError()
         if self._outcome is not None:
             self._decode()
         return self._exception
-
-    def _wait(self, timeout: float | None) -> None:
-        if not self._link.wait_call(self, timeout):
-            raise TimeoutError()
 
     def _decode(self) -> None:
         found = self._outcome

@@ -1,12 +1,14 @@
 """A worker's connection to the router: one DEALER, two threads, and at any moment one of them responsible.
 
-    main thread, nothing to do     blocked in the socket's own receive: the shortest way from a message to a task
-    main thread, running a task    the attendant watches: more work, recalls, pings, results that should not wait
+    main thread, nothing to do      blocked in the socket's own receive: the shortest way from a message to a task
+    main thread, in a short task    nobody looks: what comes waits in the socket
+    main thread, in a long task     the attendant watches: more work, recalls, pings, results that should not wait
 
-Changing sides costs one system call that arms or disarms the attendant's epoll entry; it wakes no thread. The socket
-is used with the lock held, except by the blocking receive, during which the attendant is disarmed.
+The attendant costs short tasks nothing: while tasks come it looks every LOOK_NS whether one of them has been running
+for long, and takes over the socket only then (`attended`); when none come it sleeps. The socket is used with the lock
+held, except by the blocking receive, and then it is not attended.
 
-The descriptor is edge-triggered: whoever arms the attendant has read EVENTS after the last receive and send.
+The descriptor is edge-triggered: the attendant reads EVENTS before it sleeps on it, and after every send by others.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from zmq.backend import Socket as RawSocket
 
 from zcluster.tasks.protocol import INLINE_BYTES_MAX, MESSAGE_BYTES_MAX
 from zcluster.transport.sockets import Security, make_socket
-from zcluster.types import NEVER, Nanoseconds
+from zcluster.types import Nanoseconds
 
 # The plain calls, with plain integers: the convenience layer above them costs more than they do.
 _raw_send: Final[Any] = RawSocket.send
 _raw_receive: Final[Any] = RawSocket.recv
 _raw_get: Final[Any] = RawSocket.get
+LOOK_NS: Final = 5_000_000
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _DONTWAIT: Final = int(zmq.DONTWAIT)
@@ -42,7 +45,7 @@ class Line:
     Args:
         on_message: called with the frames of each message, on either thread, with the lock.
         on_deadline: called by the attendant, with the lock, once `next_deadline()` has passed.
-        next_deadline: moment in monotonic nanoseconds or NEVER; `ring` after making it earlier.
+        next_deadline: moment in monotonic nanoseconds or NEVER; kept to LOOK_NS.
     """
 
     def __init__(
@@ -70,35 +73,38 @@ class Line:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
-        self._epoll.register(self._descriptor, 0)
-        self._armed = False
+        self._busy = 0  # odd while a batch of tasks is run; every batch counts it up
+        self._asleep = True  # the attendant, until the bell rings
+        self._attended = False
         self._closed = False
-        self._attendant_until: Nanoseconds = NEVER
         self._attendant = threading.Thread(target=self._attend, name="attendant", daemon=True)
         self._attendant.start()
 
     # -- main thread --------------------------------------------------------------------------------------------------
     def receive(self) -> None:
-        """Block until a message comes, and hand it on. Disarmed only. Signal handlers may raise here."""
+        """Block until a message comes, and hand it on. Signal handlers may raise here."""
         first = _raw_receive(self._socket)
         with self.lock:
             self._hand_on(first)
 
-    def arm(self) -> None:
-        """From now on the attendant watches."""
-        with self.lock:
-            self._drain()
-            self._armed = True
-        self._epoll.modify(self._descriptor, select.EPOLLIN)
+    def begin(self) -> None:
+        """A batch of tasks begins: it may take long."""
+        self._busy += 1
+        if self._asleep:
+            self._asleep = False
+            os.eventfd_write(self._bell, 1)
 
-    def disarm(self) -> None:
-        """The attendant steps aside."""
-        self._epoll.modify(self._descriptor, 0)
-        with self.lock:
-            self._armed = False
+    def end(self) -> None:
+        """The batch is done: the socket is the main thread's again."""
+        self._busy += 1
+        if self._attended:
+            with self.lock:
+                self._attended = False
+                self._epoll.unregister(self._descriptor)
+                self._drain()
 
     def pump(self, done: Callable[[], bool], timeout_s: float) -> None:
-        """Hand messages on until `done()`, at most so long. Disarmed only."""
+        """Hand messages on until `done()`, at most so long. Not in a batch."""
         give_up = time.monotonic() + timeout_s
         while not done() and (left_s := give_up - time.monotonic()) > 0:
             if self._socket.poll(max(1, int(left_s * 1000))):
@@ -126,14 +132,9 @@ class Line:
         except zmq.Again:
             return False
         finally:
-            if self._armed and _raw_get(socket, _EVENTS) & _POLLIN:  # the edge may be gone
+            if self._attended and _raw_get(socket, _EVENTS) & _POLLIN:  # the edge may be gone
                 os.eventfd_write(self._bell, 1)
         return True
-
-    def ring(self) -> None:
-        """The deadline may be earlier now."""
-        if self._next_deadline() < self._attendant_until:
-            os.eventfd_write(self._bell, 1)
 
     def _drain(self) -> None:
         socket = self._socket
@@ -148,18 +149,26 @@ class Line:
 
     # -- attendant ----------------------------------------------------------------------------------------------------
     def _attend(self) -> None:
+        seen = -1
         while True:
             with self.lock:
                 if self._closed:
                     return
-                if self._armed:
+                busy = self._busy
+                if self._attended:
                     self._drain()
-                    if self._next_deadline() <= time.monotonic_ns():
-                        self._on_deadline()
-                until = self._attendant_until = self._next_deadline() if self._armed else NEVER
-            wait_ns = until - time.monotonic_ns()
-            if wait_ns > 0:
-                self._epoll.poll(None if until >= NEVER else wait_ns / 1e9)
+                elif busy == seen and busy & 1:  # the same batch as last time
+                    self._attended = True
+                    self._epoll.register(self._descriptor, select.EPOLLIN)
+                    self._drain()
+                if busy & 1 and self._next_deadline() <= time.monotonic_ns():
+                    self._on_deadline()
+                # With no batch since the last look there is nothing to look for: `begin` rings.
+                self._asleep = busy == seen and not busy & 1
+                if self._busy != busy:  # one has begun just now, and may have seen us awake
+                    self._asleep = False
+                seen = busy
+            self._epoll.poll(None if self._asleep else LOOK_NS / 1e9)
             try:
                 os.eventfd_read(self._bell)
             except BlockingIOError:

@@ -160,7 +160,7 @@ def unpack(frame: bytes) -> tuple[int, Any]:
     if decoder is None:
         raise ValueError(f"unknown kind {kind}")
     try:
-        return kind, decoder.decode(memoryview(frame)[1:])
+        return kind, decoder.decode(frame[1:] if len(frame) < 4096 else memoryview(frame)[1:])
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(str(error)) from None
 

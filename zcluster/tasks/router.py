@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, Final, cast
 
 import zmq
+from zmq.backend import Socket as RawSocket
 
 from zcluster import wire
 from zcluster.config import CLIENT, WORKER, ClusterSpec, load_spec
@@ -50,10 +51,14 @@ VERDICT_NS: Final = 20 * MS
 GONE_NS: Final = 10_000 * MS
 """A client without a connection for so long, while there is something to tell it, has closed its pool."""
 SWITCH_INTERVAL_S: Final = 0.0005
+# The plain calls, with plain integers: the convenience layer above them costs more than they do.
+_raw_send: Final[Any] = RawSocket.send
+_raw_receive: Final[Any] = RawSocket.recv
+_raw_get: Final[Any] = RawSocket.get
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
-_SNDMORE: Final = int(zmq.SNDMORE)
+_NOBLOCK_MORE: Final = _NOBLOCK | int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 
 
@@ -93,11 +98,12 @@ class Router:
         self._epoll = select.epoll()
         self._wakeup = Wakeup()
         self._epoll.register(self._wakeup.fd, select.EPOLLIN)
-        self._client_socket = self._bind(CLIENT, security)
-        self._worker_socket = self._bind(WORKER, security)
+        self._client_socket, self._client_fd = self._bind(CLIENT, security)
+        self._worker_socket, self._worker_fd = self._bind(WORKER, security)
+        self._clients_unread = self._workers_unread = True  # look before sleeping, whatever the descriptors say
         self._expect_workers()
 
-    def _bind(self, role: str, security: Security | None) -> zmq.Socket[bytes]:
+    def _bind(self, role: str, security: Security | None) -> tuple[zmq.Socket[bytes], int]:
         socket = make_socket(
             self._context,
             zmq.ROUTER,
@@ -105,8 +111,9 @@ class Router:
             security=security,
             message_bytes_max=p.MESSAGE_BYTES_MAX,
         )
-        self._epoll.register(cast(int, socket.get(zmq.FD)), select.EPOLLIN)
-        return socket
+        descriptor = cast(int, socket.get(zmq.FD))
+        self._epoll.register(descriptor, select.EPOLLIN)
+        return socket, descriptor
 
     def _expect_workers(self) -> None:
         """Workers that run already (ours is not the first router) are to report before anything is started twice."""
@@ -140,22 +147,28 @@ class Router:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def run(self) -> None:
-        more = True
+        poll, client_fd, worker_fd = self._epoll.poll, self._client_fd, self._worker_fd
         while not self._stopping:
-            wait_ns = 0 if more else self._next_moment() - time.monotonic_ns()
+            wait_ns = 0 if self._clients_unread or self._workers_unread else self._next_moment() - time.monotonic_ns()
             if wait_ns > 0:
-                for fd, _ in self._epoll.poll(wait_ns / 1e9):
-                    if fd in self._watching:
+                for fd, _ in poll(wait_ns / 1e9):
+                    if fd == client_fd:
+                        self._clients_unread = True
+                    elif fd == worker_fd:
+                        self._workers_unread = True
+                    elif fd in self._watching:
                         self._watching[fd]()
                     elif fd == self._wakeup.fd:
                         self._wakeup.clear()
-            more = self.turn()
+            self.turn()
         self.close()
 
-    def turn(self) -> bool:
-        """Receive, decide, send. Returns: whether there is more to do at once."""
-        more_workers = self._receive(self._worker_socket, self._from_worker)
-        more_clients = self._receive(self._client_socket, self._from_client)
+    def turn(self) -> None:
+        """Receive, decide, send."""
+        if self._workers_unread:
+            self._workers_unread = self._receive(self._worker_socket, self._from_worker)
+        if self._clients_unread:
+            self._clients_unread = self._receive(self._client_socket, self._from_client)
         now = time.monotonic_ns()
         if self._verdicts or now >= self._next_tick:
             self._chores(now)
@@ -165,17 +178,16 @@ class Router:
         if dispatcher.next_deadline() <= now:
             dispatcher.deadline(now)
         actions = dispatcher.take(now)
-        touched, self._touched = self._touched, False
         for to_worker in actions.workers:
             self._to_worker(to_worker)
         for to_client in actions.clients:
             self._to_client(to_client)
         # Sending may have consumed the edge of a descriptor: nobody sleeps before EVENTS were read again.
-        if (actions.workers or touched) and not more_workers:
-            more_workers = bool(cast(int, self._worker_socket.get(_EVENTS)) & _POLLIN)
-        if (actions.clients or touched) and not more_clients:
-            more_clients = bool(cast(int, self._client_socket.get(_EVENTS)) & _POLLIN)
-        return more_workers or more_clients
+        touched, self._touched = self._touched, False
+        if (actions.workers or touched) and not self._workers_unread:
+            self._workers_unread = bool(_raw_get(self._worker_socket, _EVENTS) & _POLLIN)
+        if (actions.clients or touched) and not self._clients_unread:
+            self._clients_unread = bool(_raw_get(self._client_socket, _EVENTS) & _POLLIN)
 
     def _chores(self, now: Nanoseconds) -> None:
         while self._verdicts and self._verdicts[0][0] <= now:
@@ -189,12 +201,12 @@ class Router:
 
     def _receive(self, socket: zmq.Socket[bytes], handle: Callable[[bytes, Message], None]) -> bool:
         for _ in range(MESSAGES_PER_TURN):
-            if not cast(int, socket.get(_EVENTS)) & _POLLIN:
+            if not _raw_get(socket, _EVENTS) & _POLLIN:
                 return False
-            identity = socket.recv(_NOBLOCK)
-            message = [socket.recv(_NOBLOCK)]  # an identity never comes alone
-            while socket.get(_RCVMORE):
-                message.append(socket.recv(_NOBLOCK))
+            identity = _raw_receive(socket, _NOBLOCK)
+            message = [_raw_receive(socket, _NOBLOCK)]  # an identity never comes alone
+            while _raw_get(socket, _RCVMORE):
+                message.append(_raw_receive(socket, _NOBLOCK))
             try:
                 handle(identity, message)
             except (ValueError, TypeError, KeyError, OverflowError, OSError):
@@ -204,10 +216,11 @@ class Router:
     def _send(self, socket: zmq.Socket[bytes], identity: bytes, message: Message) -> bool:
         """False: not sent, since the peer is gone or does not read."""
         try:
-            socket.send(identity, _NOBLOCK | _SNDMORE)
+            _raw_send(socket, identity, _NOBLOCK_MORE)
             last = len(message) - 1
-            for i, part in enumerate(message):
-                socket.send(part, _NOBLOCK | (_SNDMORE if i < last else 0), len(part) < p.INLINE_BYTES_MAX)
+            for i in range(last):
+                _raw_send(socket, message[i], _NOBLOCK_MORE, len(message[i]) < p.INLINE_BYTES_MAX)
+            _raw_send(socket, message[last], _NOBLOCK, len(message[last]) < p.INLINE_BYTES_MAX)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -233,9 +246,11 @@ class Router:
             self._ask_who(self._client_socket, identity)
         elif kind == p.SUBMIT:
             segments = p.split_segments([task[4] for task in body.tasks], message[1:])
-            self.dispatcher.add_functions(peer.number, body.functions, ())
+            if body.functions:
+                self.dispatcher.add_functions(peer.number, body.functions, ())
             self.dispatcher.submit(peer.number, body.tasks, segments)
-            self.dispatcher.add_functions(peer.number, (), body.forgotten)
+            if body.forgotten:
+                self.dispatcher.add_functions(peer.number, (), body.forgotten)
         elif kind == p.CANCEL:
             self.dispatcher.cancel(peer.number, body)
         elif kind == p.BYE:
@@ -457,7 +472,7 @@ class Router:
     def _reachable(self, client: ClientPeer) -> bool:
         """Is there a connection? A client that is connected may be slow; one that is not closed its pool unheard."""
         try:
-            self._client_socket.send(client.identity, _NOBLOCK | _SNDMORE)
+            self._client_socket.send(client.identity, _NOBLOCK_MORE)
         except zmq.ZMQError as error:
             return error.errno != zmq.EHOSTUNREACH
         self._client_socket.send(p.pack(p.NEWS, (0, len(self._workers), [], [])), _NOBLOCK)

@@ -48,14 +48,8 @@ class Leave(BaseException):
     """SIGTERM came while the worker was waiting for work."""
 
 
-class Held:
-    """A task in this worker's hands."""
-
-    __slots__ = ("client", "digest", "flags", "number", "payload", "segments")
-
-    def __init__(self, task: tuple[int, int, bytes, bytes, int, int], segments: list[bytes] | None) -> None:
-        self.client, self.number, self.digest, self.payload, self.flags, _ = task
-        self.segments = segments
+Task = tuple[tuple[int, int, bytes, bytes, int, int], payload.Segments]
+"""(as in protocol.Work, its segments)"""
 
 
 class Function:
@@ -84,8 +78,8 @@ class Worker:
         self.spec = spec
         self.name = name
         self.word = Word(spec.path / "run", name)
-        self.running: Held | None = None
-        self.inbox: OrderedDict[p.TaskId, Held] = OrderedDict()
+        self.running: p.TaskId | None = None
+        self.inbox: OrderedDict[p.TaskId, Task] = OrderedDict()
         self.functions: dict[bytes, Function] = {}
         self.results: list[tuple[int, int, int, bytes, int, int]] = []  # not sent yet
         self.segments: list[bytes] = []
@@ -125,7 +119,7 @@ class Worker:
                 self.functions[function.digest] = Function(function)
                 self._modules_checked = 0
             for task, own in zip(body.tasks, segments, strict=False):
-                self.inbox[task[0], task[1]] = Held(task, own)
+                self.inbox[task[0], task[1]] = (task, own)
         elif kind == p.RECALL:
             for task_id in body:
                 self.recalled.append((*task_id, self.inbox.pop(task_id, None) is not None))
@@ -140,8 +134,7 @@ class Worker:
 
     def _report(self) -> None:
         """Introduce ourselves to a router that does not know us, and repeat what it may have missed."""
-        running = self.running
-        current = (running.client, running.number) if running is not None else None
+        current = self.running
         held = [result[:2] for result in self.results]
         if current is not None:
             held.append(current)
@@ -194,56 +187,51 @@ class Worker:
                     self._line.receive()
                 self.waiting = False
                 while self.inbox and self.stop is None:
-                    if self._modules_changed():
-                        self.stop = EXIT_CHANGED
-                    self._line.arm()
+                    self._line.begin()
                     self._run_all()
-                    self._line.disarm()
+                    self._line.end()
         except Leave:
-            self._line.disarm()
+            pass
         self._farewell()
         return self.stop or 0
 
     def _run_all(self) -> None:
-        line = self._line
-        while self.stop is None and (task := self._next()) is not None:
-            self._run_one(task)
-            if len(self.results) >= RESULTS_PER_FRAME:
-                with line.lock:
+        """Run what is at hand. Whatever the attendant may touch as well is touched with the lock."""
+        lock, inbox, now_ns = self._line.lock, self.inbox, time.monotonic_ns
+        began = now_ns()
+        if began - self._modules_checked >= CHECK_MODULES_NS:
+            self._modules_checked = began
+            if self._modules.changed():
+                self.stop = EXIT_CHANGED
+                return
+        with lock:
+            task_id, (task, segments) = inbox.popitem(last=False)
+            self.running = task_id
+        while True:
+            self.word.set(*task_id)
+            function = self.functions[task[2]]
+            if self._context is not function.wire.path:
+                self._enter(function.wire)
+            status, data, segments = run(function.call, task[3], segments, task[4])
+            ended = now_ns()
+            result = (*task_id, status, data, ended - began, len(segments) if segments else 0)
+            began = ended
+            with lock:
+                self.results.append(result)
+                if segments:
+                    self.segments += segments
+                if not inbox or self.stop is not None:
+                    self.running = None
+                    self.word.clear()
                     self._flush()
-        self.word.clear()
-        with line.lock:
-            self._flush()
+                    break
+                if len(self.results) >= RESULTS_PER_FRAME:
+                    self._flush()
+                elif self.first_result == NEVER:
+                    self.first_result = ended
+                task_id, (task, segments) = inbox.popitem(last=False)
+                self.running = task_id
         self._modules.note_new()
-
-    def _next(self) -> Held | None:
-        with self._line.lock:
-            try:
-                _, self.running = self.inbox.popitem(last=False)
-            except KeyError:
-                return None
-            return self.running
-
-    def _run_one(self, task: Held) -> None:
-        self.word.set(task.client, task.number)
-        began = time.monotonic_ns()
-        function = self.functions[task.digest]
-        if self._context is not function.wire.path:
-            self._enter(function.wire)
-        self._add_result(task, run(function.call, task.payload, task.segments, task.flags), began)
-
-    def _add_result(self, task: Held, outcome: tuple[int, bytes, payload.Segments], began: Nanoseconds) -> None:
-        status, data, segments = outcome
-        now = time.monotonic_ns()
-        result = (task.client, task.number, status, data, now - began, len(segments) if segments else 0)
-        with self._line.lock:  # the attendant may send what is there at any moment
-            if segments:
-                self.segments += segments
-            self.results.append(result)
-            self.running = None
-            if self.inbox and self.first_result == NEVER:
-                self.first_result = now
-                self._line.ring()
 
     # -- surroundings -------------------------------------------------------------------------------------------------
     def _enter(self, wire: p.Function) -> None:
@@ -257,14 +245,6 @@ class Worker:
                 os.chdir(wire.cwd)
         except OSError:
             pass  # not there any more: relative paths will say so
-
-    def _modules_changed(self) -> bool:
-        """Has a file changed that a user's module was imported from? Asked at most once a second."""
-        now = time.monotonic_ns()
-        if now - self._modules_checked < CHECK_MODULES_NS:
-            return False
-        self._modules_checked = now
-        return self._modules.changed()
 
     # -- the end ------------------------------------------------------------------------------------------------------
     def _farewell(self) -> None:

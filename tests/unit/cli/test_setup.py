@@ -53,6 +53,8 @@ class Setup:
             (self.root / ".venv" / "bin").mkdir()
             (self.root / ".venv" / "bin" / "python").symlink_to(sys.executable)
             return
+        if "compileall" in command:
+            return
         self.steps.append("pip [dev]" if command[-1].endswith("[dev]") else "pip")
         if self.fails is not None:
             raise self.fails
