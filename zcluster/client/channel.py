@@ -59,7 +59,7 @@ _SNDMORE: Final = int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _SLEEP_S_MAX: Final = 3600.0
 ALONE_MS: Final = 2
-ALONE_AFTER_NS: Final = 1_000_000_000
+ALONE_AFTER_NS: Final = 50_000_000
 """A thread that has had the channel to itself for so long waits in the socket's own receive, with the lock, for up to
 ALONE_MS: that is the shortest way from a message to its reader. Another thread that comes then loses that time once."""
 

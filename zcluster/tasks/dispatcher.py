@@ -110,7 +110,7 @@ class Dispatcher:
         """Tasks of a client, as in protocol.Submit. One with an unknown function is refused as LOST."""
         client = self.clients[number]
         known, functions, queue = client.tasks, client.functions, self._queue
-        for (task_number, digest, payload, flags, _), parts in zip(tasks, segments, strict=True):
+        for (task_number, digest, payload, flags, _), parts in zip(tasks, segments, strict=False):
             if flags & RESUBMITTED:
                 self._resubmit(client, Task(client, task_number, digest, payload, flags & ~RESUBMITTED, parts))
                 continue
@@ -268,7 +268,7 @@ class Dispatcher:
         """Results of a worker (as in protocol.Done), and its answers to recalls."""
         worker = self.workers[key]
         worker.heard = now
-        for (client_id, number, status, payload, nanoseconds, _), parts in zip(results, segments, strict=True):
+        for (client_id, number, status, payload, nanoseconds, _), parts in zip(results, segments, strict=False):
             task = worker.assigned.pop((client_id, number), None)
             if task is None:
                 self._late_result((client_id, number), status, payload, parts)
@@ -284,6 +284,7 @@ class Dispatcher:
                 self._keep_orphan((client_id, number), status, payload, parts)
         for client_id, number, returned in recalled:
             self._recalled(worker, (client_id, number), returned)
+        worker.silent = False
         self._settle(worker)
 
     def _measure(self, task: Task, nanoseconds: int) -> None:

@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, cast
@@ -33,7 +34,7 @@ from zcluster.tasks import protocol as p
 from zcluster.tasks.dispatcher import Dispatcher
 from zcluster.tasks.peers import ClientPeer, Message, WorkerPeer
 from zcluster.tasks.policy import make_policy
-from zcluster.tasks.records import ToClient, ToWorker
+from zcluster.tasks.records import Segments, ToClient, ToWorker
 from zcluster.tasks.word import SUFFIX, WordReader, word_path
 from zcluster.transport.liveness import ProcessWatch, exit_with_owner
 from zcluster.transport.sockets import Security, make_socket, serve_authentication
@@ -60,6 +61,9 @@ _POLLIN: Final = int(zmq.POLLIN)
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _NOBLOCK_MORE: Final = _NOBLOCK | int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
+
+
+_NO_SEGMENTS: Final = repeat(None)
 
 
 class Router:
@@ -229,23 +233,26 @@ class Router:
 
     # -- clients ------------------------------------------------------------------------------------------------------
     def _from_client(self, identity: bytes, message: Message) -> None:
-        if message == [b""]:
+        frame = message[0]
+        if not frame:
             self._ask_who(self._client_socket, identity)
             return
-        if len(message[0]) == wire.HEAD_BYTES and message[0][0] == wire.STATUS:
-            self._answer_status(identity, wire.HEAD.unpack(message[0])[1])
+        if len(frame) == wire.HEAD_BYTES and frame[0] == wire.STATUS:
+            self._answer_status(identity, wire.HEAD.unpack(frame)[1])
             return
-        kind, body = p.unpack(message[0])
-        if kind == p.HELLO:
-            self._client_hello(identity, body)
-            return
+        kind, body = p.unpack(frame)
         peer = self._client_of.get(identity)
         if peer is None:
-            if kind not in (p.SUBMIT, p.CANCEL, p.BYE):
+            if kind == p.HELLO:
+                self._client_hello(identity, body)
+            elif kind in (p.SUBMIT, p.CANCEL, p.BYE):
+                self._ask_who(self._client_socket, identity)
+            else:
                 raise ValueError("not a client's message")
-            self._ask_who(self._client_socket, identity)
         elif kind == p.SUBMIT:
-            segments = p.split_segments([task[4] for task in body.tasks], message[1:])
+            segments: Iterable[Segments] = _NO_SEGMENTS
+            if len(message) > 1:
+                segments = p.split_segments([task[4] for task in body.tasks], message[1:])
             if body.functions:
                 self.dispatcher.add_functions(peer.number, body.functions, ())
             self.dispatcher.submit(peer.number, body.tasks, segments)
@@ -253,6 +260,8 @@ class Router:
                 self.dispatcher.add_functions(peer.number, (), body.forgotten)
         elif kind == p.CANCEL:
             self.dispatcher.cancel(peer.number, body)
+        elif kind == p.HELLO:
+            self._client_hello(identity, body)
         elif kind == p.BYE:
             self._client_gone(peer)
             self._ask_who(self._client_socket, identity)  # "I do not know you any more"
@@ -342,32 +351,29 @@ class Router:
 
     # -- workers ------------------------------------------------------------------------------------------------------
     def _from_worker(self, identity: bytes, message: Message) -> None:
-        if message == [b""]:
+        if not message[0]:
             self._ask_who(self._worker_socket, identity)
             return
         kind, body = p.unpack(message[0])
+        peer = self._worker_of.get(identity)
         if kind == p.REPORT:
             self._worker_report(identity, body)
-            return
-        peer = self._worker_of.get(identity)
-        if peer is None:
-            if kind not in (p.DONE, p.PONG, p.LEAVE):
-                raise ValueError("not a worker's message")
+        elif kind not in (p.DONE, p.PONG, p.LEAVE):
+            raise ValueError("not a worker's message")
+        elif peer is None:
             self._ask_who(self._worker_socket, identity)
-            return
-        now = time.monotonic_ns()
-        if kind == p.DONE:
-            segments = p.split_segments([result[5] for result in body.results], message[1:])
+        elif kind == p.DONE:
+            segments: Iterable[Segments] = _NO_SEGMENTS
+            if len(message) > 1:
+                segments = p.split_segments([result[5] for result in body.results], message[1:])
             if body.sequence > peer.sequence:  # else it was repeated, and had arrived
                 peer.sequence = body.sequence
-                self.dispatcher.done(peer.key, body.results, segments, body.recalled, now)
+                self.dispatcher.done(peer.key, body.results, segments, body.recalled, time.monotonic_ns())
         elif kind == p.LEAVE:
             self._acknowledge(peer)
             self.dispatcher.worker_silent(peer.key, None)
-            return
-        elif kind != p.PONG:
-            raise ValueError("not a worker's message")
-        self.dispatcher.worker_heard(peer.key, now)
+        else:
+            self.dispatcher.worker_heard(peer.key, time.monotonic_ns())
 
     def _worker_report(self, identity: bytes, report: p.Report) -> None:
         refusal = self._refusal(report.protocol, report.cluster_id, report.python)
