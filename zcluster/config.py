@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     balance: str = "round_robin"
     transport: str = "ipc"
     election_timeout_ms: int = 600
-    heartbeat_ms: int = 100
+    heartbeat_ms: int = 150
     key_bytes_max: int = 4096
     value_bytes_max: int = 1 << 20
     checkpoint_bytes: int = 16 << 20  # log written since the last checkpoint
