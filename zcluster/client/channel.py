@@ -42,7 +42,7 @@ from zmq.backend import Socket as RawSocket
 
 from zcluster.errors import Closed
 from zcluster.transport.sockets import MESSAGE_BYTES_MAX, Security, make_socket
-from zcluster.types import MS, NEVER, Nanoseconds
+from zcluster.types import NEVER, Nanoseconds
 
 MESSAGES_PER_TURN: Final = 512
 """Received with the lock held before others get a chance; the rest follows at once."""
@@ -58,10 +58,6 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _SLEEP_S_MAX: Final = 3600.0
-ALONE_MS: Final = 2
-ALONE_AFTER_NS: Final = 50_000_000
-"""A thread that has had the channel to itself for so long waits in the socket's own receive, with the lock, for up to
-ALONE_MS: that is the shortest way from a message to its reader. Another thread that comes then loses that time once."""
 
 Part = bytes | bytearray | memoryview
 
@@ -116,8 +112,6 @@ class Channel:
         self._turning = 0  # thread id of whoever is inside a turn
         self._until: Nanoseconds = 0  # when the sleeping driver (or background thread) wakes by itself
         self._background_until: Nanoseconds = 0
-        self._sender = 0  # thread id of whoever sent last
-        self._sender_since: Nanoseconds = 0
         self._background: threading.Thread | None = None
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._inner = select.epoll()
@@ -182,10 +176,6 @@ class Channel:
             return False
         if self._background is None:
             self._start()
-        me = get_ident()
-        if me != self._sender:
-            self._sender = me
-            self._sender_since = time.monotonic_ns()
         sent = True
         try:
             if len(parts) == 1:
@@ -201,7 +191,7 @@ class Channel:
         # The attempt may have consumed the descriptor's edge: what it announced is looked at again.
         if events & _POLLIN or (events & _POLLOUT and not sent):
             self._unread.add(key)
-            if self._turning != me:
+            if self._turning != get_ident():
                 self._ring()
         return sent
 
@@ -235,8 +225,6 @@ class Channel:
                     else:
                         self._driver = me
                         self._outer.modify(self._inner_fd, 0)
-                        if self._sender == me and len(self._sockets) == 1 and self._receive_alone(give_up) and done():
-                            return True
                 if follower is not None:
                     with shield.open():
                         self._follow(follower, give_up)
@@ -248,30 +236,6 @@ class Channel:
                 if self._driver == me:
                     with self.lock:
                         self._pass_on()
-
-    def _receive_alone(self, give_up: Nanoseconds) -> bool:
-        """Wait a moment for one message in the socket itself, with the lock. Returns: whether one was handed on."""
-        now = time.monotonic_ns()
-        soon = now + ALONE_MS * MS
-        if now - self._sender_since < ALONE_AFTER_NS or self._unread or self._after or give_up < soon:
-            return False
-        if self._next_deadline() < soon:
-            return False
-        ((key, socket),) = self._sockets.items()
-        try:
-            message = [_raw_receive(socket)]
-        except zmq.Again:
-            self._unread.add(key)  # the descriptor's edge may be gone
-            return False
-        while _raw_get(socket, _RCVMORE):
-            message.append(_raw_receive(socket, _NOBLOCK))
-        self._turning = self._driver
-        try:
-            self._on_message(key, message, time.monotonic_ns())
-            self._receive(key)
-        finally:
-            self._turning = 0
-        return True
 
     def _follow(self, follower: _Follower, give_up: Nanoseconds) -> None:
         """Sleep until done, out of time, or promoted."""

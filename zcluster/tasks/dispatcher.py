@@ -56,6 +56,7 @@ class Dispatcher:
         self.workers: dict[int, Worker] = {}
         self.done_total = 0
         self.queued = 0
+        self.occupied: set[int] = set()  # workers that hold something
         self._idle, self._busy = idle, busy
         self._place: dict[int, Policy] = {}
         self._queue_max = queue_max
@@ -378,6 +379,7 @@ class Dispatcher:
             return
         self._unplace(key)
         self._deep.pop(key, None)
+        self.occupied.discard(key)
         started = running in worker.assigned
         again: list[Task] = []
         for task_id, task in worker.assigned.items():
@@ -458,6 +460,10 @@ class Dispatcher:
     def _settle(self, worker: Worker) -> None:
         """Put a worker where it belongs after its load changed."""
         key, load = worker.key, len(worker.assigned)
+        if load:
+            self.occupied.add(key)
+        else:
+            self.occupied.discard(key)
         if load > 1:
             self._deep[key] = worker
         else:
@@ -610,7 +616,7 @@ class Dispatcher:
         """Counts for STATUS."""
         return {
             "queued": self.queued + len(self._limbo),
-            "running": sum(1 for w in self.workers.values() if w.assigned),
+            "running": len(self.occupied),
             "done_total": self.done_total,
             "clients": len(self.clients),
         }

@@ -25,7 +25,7 @@ from zmq.backend import Socket as RawSocket
 
 from zcluster.tasks.protocol import INLINE_BYTES_MAX, MESSAGE_BYTES_MAX
 from zcluster.transport.sockets import Security, make_socket
-from zcluster.types import Nanoseconds
+from zcluster.types import NEVER, Nanoseconds
 
 # The plain calls, with plain integers: the convenience layer above them costs more than they do.
 _raw_send: Final[Any] = RawSocket.send
@@ -163,8 +163,9 @@ class Line:
                     self._drain()
                 if busy & 1 and self._next_deadline() <= time.monotonic_ns():
                     self._on_deadline()
-                # With no batch since the last look there is nothing to look for: `begin` rings.
-                self._asleep = busy == seen and not busy & 1
+                # No batch since the last look, or one that is attended: no need to look again before `begin` rings.
+                watching = self._attended and self._next_deadline() >= NEVER
+                self._asleep = watching or (busy == seen and not busy & 1)
                 if self._busy != busy:  # one has begun just now, and may have seen us awake
                     self._asleep = False
                 seen = busy

@@ -51,6 +51,9 @@ VERDICT_NS: Final = 20 * MS
 """Time for whoever killed a worker on purpose to say so (`word.spare`)."""
 GONE_NS: Final = 10_000 * MS
 """A client without a connection for so long, while there is something to tell it, has closed its pool."""
+LOOK_NS: Final = 200_000
+SHORT_SLEEP_NS: Final = 500_000
+LUCK_MAX: Final = 8
 SWITCH_INTERVAL_S: Final = 0.0005
 # The plain calls, with plain integers: the convenience layer above them costs more than they do.
 _raw_send: Final[Any] = RawSocket.send
@@ -83,6 +86,8 @@ class Router:
         self.incarnation = random.SystemRandom().getrandbits(63)
         self.dropped_garbage = 0
         self._stopping = False
+        self._luck = 0
+        self._processors = len(os.sched_getaffinity(0))
         self._touched = False  # something was sent outside the usual order
         self._rate = 0.0
         self._rate_done = 0
@@ -151,11 +156,11 @@ class Router:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def run(self) -> None:
-        poll, client_fd, worker_fd = self._epoll.poll, self._client_fd, self._worker_fd
+        client_fd, worker_fd = self._client_fd, self._worker_fd
         while not self._stopping:
             wait_ns = 0 if self._clients_unread or self._workers_unread else self._next_moment() - time.monotonic_ns()
             if wait_ns > 0:
-                for fd, _ in poll(wait_ns / 1e9):
+                for fd, _ in self._wait(wait_ns):
                     if fd == client_fd:
                         self._clients_unread = True
                     elif fd == worker_fd:
@@ -166,6 +171,24 @@ class Router:
                         self._wakeup.clear()
             self.turn()
         self.close()
+
+    def _wait(self, wait_ns: int) -> list[tuple[int, int]]:
+        """Sleep until something comes. While a caller waits for one short task after the other, look for a moment
+        before sleeping: waking up takes longer than what we wait for. Luck decides whether that pays."""
+        poll, now_ns = self._epoll.poll, time.monotonic_ns
+        began = now_ns()
+        if self._luck > 0 and len(self.dispatcher.occupied) <= 1:
+            until = began + min(wait_ns, LOOK_NS)
+            while now_ns() < until:
+                ready = poll(0)
+                if ready:
+                    self._luck = min(LUCK_MAX, self._luck + 1)
+                    return ready
+            self._luck -= 2
+        ready = poll(wait_ns / 1e9)
+        if now_ns() - began < SHORT_SLEEP_NS and self._processors > 1:
+            self._luck = min(LUCK_MAX, self._luck + 1)
+        return ready
 
     def turn(self) -> None:
         """Receive, decide, send."""

@@ -95,8 +95,11 @@ class FakeCluster:
                 self._reply(socket, client, wire.LEADER, 0, wire.encode([self.leader, self.term]))
 
     def _take(self, replica: int, socket: zmq.Socket[bytes]) -> None:
-        client, head, body = socket.recv_multipart()
+        client, head, *bodies = socket.recv_multipart()
         self.known[replica][client] = None
+        if not bodies:
+            return  # a probe: the client has just connected
+        (body,) = bodies
         kind, request = wire.HEAD.unpack(head)
         with self.changed:
             self.counts[kind] += 1

@@ -17,6 +17,7 @@ import zmq
 from zcluster import wire
 from zcluster.client.channel import Channel
 from zcluster.config import CLIENT, ClusterSpec, NodeSpec, load_spec, make_settings, save_spec
+from zcluster.transport.liveness import OWNER_VARIABLE, start_ticks
 from zcluster.types import NEVER
 
 TIMEOUT_S = 20.0
@@ -67,7 +68,10 @@ class Processes:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                env={k: v for k, v in os.environ.items() if not k.startswith("ZCLUSTER_")},
+                env={
+                    **{k: v for k, v in os.environ.items() if not k.startswith("ZCLUSTER_")},
+                    OWNER_VARIABLE: f"{os.getpid()}:{start_ticks(os.getpid())}",  # none outlives the tests
+                },
             )
 
     def start_router(self) -> None:

@@ -30,6 +30,7 @@ from zcluster.tasks.aio import AsyncTasks
 from zcluster.tasks.payload import RemoteTraceback
 from zcluster.tasks.pool import TaskPool
 from zcluster.tasks.word import spare
+from zcluster.transport.liveness import start_ticks
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +268,8 @@ def test_ctrl_c_inside_result_leaves_the_pool_usable(pool: TaskPool, tmp_path: P
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
-    thread.start()
     with pytest.raises(KeyboardInterrupt):
+        thread.start()
         future.result(TIMEOUT_S)
     thread.join()
     assert pool.submit(square, 5).result(TIMEOUT_S) == 25
@@ -461,6 +462,22 @@ def test_status_has_what_the_command_line_shows(shared: Processes, pool: TaskPoo
     assert (status["clients"], status["queued"]) == (1, 0)
     assert status["done_total"] >= 1
     assert wire.STATUS == 4
+
+
+def test_a_worker_that_reports_twice_is_not_thought_busy(tmp_path: Path, short_directory: str) -> None:
+    """It was asked twice who it is, and repeats results that had arrived: its tasks are done all the same."""
+    with Processes(tmp_path / "c", short_directory + "/r", workers=0) as processes:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        socket = raw_dealer(context, processes.spec.endpoint("router", WORKER))
+        ticks = start_ticks(os.getpid())
+        report = [protocol.PROTOCOL, "c1", "fake", protocol.PYTHON, os.getpid(), ticks, None, [[7, 1]]]
+        for _ in range(2):
+            socket.send(protocol.pack(protocol.REPORT, report))
+            socket.send(protocol.pack(protocol.DONE, [1, [[7, 1, protocol.RETURNED, b"", 1, 0]], []]))
+        status = processes.wait_status(lambda s: bool(s["workers"]) and s["workers"][0]["done"] == 2)
+        assert status["running"] == 0
+        socket.close()
+        context.term()
 
 
 # -- back-pressure ----------------------------------------------------------------------------------------------------
