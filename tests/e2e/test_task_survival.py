@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,26 @@ def test_a_thousand_tasks_survive_the_death_of_workers_and_router() -> None:
             if victims:
                 choose.choice(victims).kill()
         assert [future.result(timeout=60) for future in futures] == [n * n for n in range(1_000)]
+
+
+def test_a_worker_killed_on_purpose_is_not_charged_to_its_task(tmp_path: Path) -> None:
+    """With one attempt allowed, a charged task would fail with WorkerDied."""
+    begun, seen = tmp_path / "begun", tmp_path / "seen"
+    os.mkfifo(begun)
+
+    def stay_the_first_time() -> str:
+        if seen.exists():
+            return "second run"
+        seen.touch()
+        begun.write_text("here")  # blocks until the test reads
+        threading.Event().wait()
+        return "never"
+
+    with zcluster.LocalCluster(nodes=1, workers=1, attempts_max=1) as cluster, cluster.connect() as client:
+        future = client.submit(stay_the_first_time)
+        assert begun.read_text() == "here"
+        cluster.workers[0].kill()
+        assert future.result(timeout=60) == "second run"
 
 
 def test_killing_a_node_moves_its_tasks() -> None:

@@ -20,7 +20,7 @@ from zcluster.config import ClusterSpec
 from zcluster.errors import InvalidInput
 from zcluster.launch import process as system
 from zcluster.launch.process import Process
-from zcluster.launch.restart import QUICK_DEATH_MS, delay_ms, gives_up
+from zcluster.launch.restart import QUICK_DEATH_MS, asks_again, delay_ms, gives_up
 
 Commands = dict[str, tuple[str, ...]]
 
@@ -245,7 +245,7 @@ class Fleet:
         system.remove_run_file(self.spec.path, child.name)
         child.exit_text = system.describe_exit(code)
         child.exit_ms = time.time_ns() // MS
-        if child.asked_to_die:
+        if child.asked_to_die or asks_again(child.kind, code):
             delay = 0
         else:
             error_text = self.error_text(child.name)

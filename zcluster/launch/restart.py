@@ -1,6 +1,7 @@
 """When a dead child starts again. Pure: times are handed in.
 
 a death that was asked for     a node stays down until `start`; a worker or the router starts at once
+exit 75 of a worker            a user's module has changed: it asks for a fresh start, at once
 exit 74 / 78 of a replica      its disk failed / its data are refused: it stays down; `start` tries again
 anything else                  the first one at once; deaths soon after a start wait longer and longer, up to a cap
 """
@@ -11,6 +12,7 @@ from typing import Final
 
 EXIT_DISK_FAILED: Final = 74
 EXIT_DATA_REFUSED: Final = 78
+EXIT_MODULE_CHANGED: Final = 75
 
 QUICK_DEATH_MS: Final = 5_000
 """Dying sooner than this after the start counts towards the back-off; living longer clears it."""
@@ -27,6 +29,15 @@ def delay_ms(kind: str, quick_deaths: int) -> int:
     if quick_deaths == 0:
         return 0
     return min(DELAY_MS_MAX[kind], DELAY_MS_FIRST << min(quick_deaths - 1, 16))
+
+
+def asks_again(kind: str, code: int | None) -> bool:
+    """Did the process end in order to be started afresh? No crash, so no back-off.
+
+    >>> asks_again("worker", EXIT_MODULE_CHANGED), asks_again("replica", EXIT_MODULE_CHANGED)
+    (True, False)
+    """
+    return kind == "worker" and code == EXIT_MODULE_CHANGED
 
 
 def gives_up(kind: str, code: int | None, error_text: str | None) -> bool:

@@ -323,6 +323,8 @@ class Supervisor:
                 child.process.signal(number)
                 child.asked_to_die = child.asked_to_die or deadly
         names = {c.name for c in children}
+        if deadly:
+            self._spare_tasks(children)
         for child in children:
             self.note(f"sent {signal_name}", child)
         if deadly:
@@ -332,6 +334,14 @@ class Supervisor:
             self.wait_until(client, timeout_s, f"{signal_name} to {', '.join(sorted(names))}", _gone(killed))
         else:
             self.send(client, True, {})
+
+    def _spare_tasks(self, children: list[Child]) -> None:
+        """Killed on purpose: whatever these workers were running is not to blame for it."""
+        from zcluster.tasks.word import spare
+
+        for child in children:
+            if child.kind == "worker" and child.process is not None:
+                spare(self.fleet.spec.path / "run", child.name, child.process.pid)
 
     def verb_pause(self, client: bytes, targets: list[str]) -> None:
         self._set_paused(targets, paused=True)

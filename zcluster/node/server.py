@@ -138,7 +138,8 @@ class Server:
         """Wait for something to happen (at most until `until`) and let it take effect."""
         if self._poller_stale:
             self._update_poller()
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), self._writer.next_deadline(), until)
+        log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, until)
         before = monotonic()
         busy = self._pump() or self._maintaining
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)

@@ -83,7 +83,7 @@ class _Executor:
         self.completion = Completion(error=wal.failed)
         self.quiet = False  # whoever waits for the completion is the one who makes it
         self._wal = wal
-        self._notify = notify
+        self.notify = notify
         self._clock = clock
         self._syncs = 0
         self._last_sync: Nanoseconds = 0
@@ -159,7 +159,7 @@ class _Executor:
             policy.unsynced_bytes,
         )
         if not self.quiet:
-            self._notify()
+            self.notify()
 
     def _guard(self, action: Callable[[], None]) -> None:
         """The first failure, ours included, is the last thing that happens."""
@@ -209,6 +209,11 @@ class Writer:
     def waiting(self) -> bool:
         """Whether `pump` has anything to do now."""
         return self._executor.policy.waiting() or self.next_deadline() <= self._clock()
+
+    def busy(self) -> bool:
+        """Whether somebody has the disk. `pump` can do nothing then, so its deadline is no reason to wake up; `notify`
+        is called when that is over."""
+        return self._disk.locked()
 
     def pump(self) -> None:
         """Write and sync what waits (and what is due), here and now, unless the helper has the disk and will."""
@@ -283,6 +288,7 @@ class Writer:
                     self._work()
                 finally:
                     self._disk.release()
+            self._executor.notify()  # deadlines count again
 
 
 class _Tidy(msgspec.Struct, frozen=True):

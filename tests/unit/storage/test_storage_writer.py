@@ -253,11 +253,14 @@ def test_while_the_helper_has_the_disk_pump_returns_and_the_helper_takes_over() 
     disk.hold()
     writer.trim(150)  # syncs first, and is stuck in that
     assert disk.waiting.wait(TIMEOUT)
+    assert writer.busy(), "the loop must not wake up for a deadline that pump cannot meet"
     write(writer, put(200))
     write(writer, vote(201), put(202))
     assert writer.completed().seq == 199, "pump has not waited"
     disk.gate.release(10)
     waiter.until(writer, 202)
+    with waiter.condition:
+        assert waiter.condition.wait_for(lambda: not writer.busy(), TIMEOUT), "nobody was told that the disk is free"
     writer.close(clean=False)
     assert writer.completed().error is None
     disk.power_cut("nothing")
