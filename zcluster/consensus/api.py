@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     batch_bytes_max: int = 1 << 20  # entries of one append request
     inflight_max: int = 8  # unanswered append requests per follower
     uncommitted_bytes_max: int = 64 << 20  # then `Busy`
+    rear_delay: Nanoseconds = 0  # how long entries may be held back from followers that no commit waits for
     retained_bytes_max: int = 8 << 20  # log kept in memory behind the newest checkpoint for slow followers
 
 

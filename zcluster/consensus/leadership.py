@@ -23,6 +23,7 @@ from zcluster.consensus.membership import Membership
 from zcluster.consensus.outbox import Box
 from zcluster.consensus.progress import PROBE, REPLICATE, Progress
 from zcluster.consensus.reads import Rounds
+from zcluster.consensus.vanguard import HELD_BYTES_MAX, Vanguard
 from zcluster.consensus.writes import Writes
 from zcluster.types import NEVER, NO_REPLICA, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term
 
@@ -32,7 +33,7 @@ class Leadership:
 
     term_start: index of the no-op that opens the term. heartbeat_at: next round. check_at: next look at who was heard.
     notice_at: when followers that got no request since the last commit are told of it. transfer_at: when a transfer
-    is given up; `transfer_to` is 0 without one.
+    is given up; `transfer_to` is 0 without one. vanguard: who gets new entries at once.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Leadership:
         "term_start",
         "transfer_at",
         "transfer_to",
+        "vanguard",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Leadership:
         self.term_start: Index = log.last_index + 1
         self.progress: dict[ReplicaId, Progress] = {}
         self.rounds = Rounds()
+        self.vanguard = Vanguard(settings.rear_delay)
         self.replication_due = True
         self.transfer_to: ReplicaId = NO_REPLICA
         self.heartbeat_at = self.check_at = self.notice_at = self.transfer_at = NEVER
@@ -72,7 +75,7 @@ class Leadership:
     # -- questions ----------------------------------------------------------------------------------------------------
 
     def next_deadline(self) -> Nanoseconds:
-        return min(self.heartbeat_at, self.check_at, self.notice_at, self.transfer_at)
+        return min(self.heartbeat_at, self.check_at, self.notice_at, self.transfer_at, self.vanguard.release_at)
 
     def is_alone(self) -> bool:
         return self._membership.current.voters == (self._id,)
@@ -127,6 +130,7 @@ class Leadership:
         elif not known:
             self.heartbeat_at = now
             self.check_at = now + self._settings.election_timeout
+        self.vanguard.choose(self.progress, current.voters)
         self.replication_due = True
 
     def meet(self, sender: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
@@ -144,9 +148,17 @@ class Leadership:
     def replicate(self, box: Box, commit_index: Index, snapshot: SnapshotMeta | None, now: Nanoseconds) -> None:
         """Append requests for everybody who may have one; followers at one position share the object."""
         self.replication_due = False
+        vanguard = self.vanguard
+        may_hold = now < vanguard.release_at and not self.transfer_to and vanguard.is_healthy(self.progress)
+        if now >= vanguard.release_at:
+            vanguard.choose(self.progress, self._membership.current.voters)
         shared: dict[Index, AppendRequest] = {}
         inflight_max, last_index = self._settings.inflight_max, self._log.last_index
         for replica, progress in self.progress.items():
+            if may_hold and replica not in vanguard.members and self._may_wait(progress):
+                if progress.next_index <= last_index:
+                    vanguard.hold_back(now)
+                continue
             while progress.may_send(inflight_max):
                 next_index = progress.next_index
                 if next_index > last_index and progress.state == REPLICATE:
@@ -164,6 +176,12 @@ class Leadership:
                 box.append((replica, request))
                 progress.sent(next_index + len(request.entries) - 1, now)
                 progress.commit_sent = commit_index
+
+    def _may_wait(self, progress: Progress) -> bool:
+        """Whether a follower that no commit waits for may get what it lacks later."""
+        if progress.state != REPLICATE or progress.next_index <= self._log.base_index:
+            return False
+        return self._log.bytes_after(progress.next_index - 1) <= HELD_BYTES_MAX
 
     def _send_snapshot(
         self, box: Box, replica: ReplicaId, progress: Progress, snapshot: SnapshotMeta | None, now: Nanoseconds
@@ -205,6 +223,7 @@ class Leadership:
         progress = self.progress.get(replica)
         if progress is not None and progress.incarnation <= incarnation:
             progress.become_probe(progress.match_index + 1, now, wait=True)
+            self.replication_due = True  # the others may have been spared because of it
             if self.transfer_to == replica:
                 self.end_transfer()
 
@@ -268,9 +287,18 @@ class Leadership:
                 self.replication_due = True
         return repaired
 
-    def notice_due(self, commit_index: Index) -> bool:
-        """Whether a follower that keeps up has not been told of `commit_index`."""
-        return any(p.state == REPLICATE and p.commit_sent < commit_index for p in self.progress.values())
+    def round_due(self, now: Nanoseconds, commit_index: Index) -> bool:
+        """Let pass what was due by `now`; returns whether a round is to be opened."""
+        if now >= self.transfer_at:
+            self.end_transfer()
+        if now >= self.vanguard.release_at:
+            self.replication_due = True
+        if now >= self.notice_at:
+            self.notice_at = NEVER
+            # A follower that keeps up has not been told of the last commit.
+            if any(p.state == REPLICATE and p.commit_sent < commit_index for p in self.progress.values()):
+                return True
+        return now >= self.heartbeat_at
 
     def committed(self, now: Nanoseconds) -> None:
         """Followers learn of a commit with the next request; where none follows soon, a round comes early."""
@@ -283,6 +311,7 @@ class Leadership:
         if target != self.transfer_to:
             self.transfer_to = target
             self.transfer_at = now + self._settings.election_timeout
+            self.replication_due = True  # the target may belong to the rear
             self.maybe_finish_transfer(box)
 
     def maybe_finish_transfer(self, box: Box) -> bool:

@@ -248,13 +248,7 @@ class Raft:
             return
         if self.now >= leadership.check_at and not self._check_quorum(leadership):
             return
-        if self.now >= leadership.transfer_at:
-            leadership.end_transfer()
-        if self.now >= leadership.notice_at:
-            leadership.notice_at = NEVER
-            if leadership.notice_due(self.commit_index):
-                self._open_round(leadership)
-        if self.now >= leadership.heartbeat_at:
+        if leadership.round_due(self.now, self.commit_index):
             self._open_round(leadership)
 
     def next_deadline(self) -> Nanoseconds:

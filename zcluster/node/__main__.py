@@ -35,6 +35,7 @@ from zcluster.types import MS, Configuration, Identity, Nanoseconds, SnapshotMet
 
 EXIT_DISK = 74
 EXIT_REFUSED = 78
+REAR_DELAY: Nanoseconds = 5 * MS  # measured, one caller: 10 to 15 % off a write; with 3 ms two thirds of that
 SWITCH_INTERVAL_S = 0.0001  # the log writer's thread must get the interpreter back at once
 
 
@@ -147,6 +148,7 @@ def new_replica(
         CoreSettings(
             election_timeout=settings.election_timeout_ms * MS,
             heartbeat_interval=settings.heartbeat_ms * MS,
+            rear_delay=REAR_DELAY,
             lease_margin=settings.election_timeout_ms * MS // 10,
         ),
         recovered_core(store.recovered, initial),

@@ -205,6 +205,9 @@ class Server:
             replica.deadline(now)
 
     def _carry_out(self, out: Effects) -> None:
+        replies_first = not out.writes  # nobody's disk waits for these messages, but clients wait for their answers
+        if replies_first:
+            self._send_replies(out.replies)
         if out.messages:
             encoded, body = None, b""
             for to, message in out.messages:
@@ -213,8 +216,8 @@ class Server:
                 self._peers.send(to, body)
         for batch in out.writes:
             self._writer.submit(batch)
-        for client, head, body in out.replies:
-            self._clients.send(client, head, body)
+        if not replies_first:
+            self._send_replies(out.replies)
         if out.announce is not None:
             self._announce(*out.announce)
         for to, meta in out.snapshot_sends:
@@ -224,6 +227,10 @@ class Server:
             self._writer.trim(oldest + 1)
         if out.capture is not None:
             self._start_checkpoint(*out.capture)
+
+    def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
+        for client, head, body in replies:
+            self._clients.send(client, head, body)
 
     def _announce(self, leader: int, term: int) -> None:
         journal(self._node, f"leader is {self._spec.node_name(leader) or leader}, term {term}")

@@ -33,6 +33,7 @@ class Faults:
             batch_bytes_max=self.rng.choice([1, 200, 1 << 20]),
             inflight_max=self.rng.choice([1, 3, 8]),
             retained_bytes_max=self.rng.choice([0, 300, 1 << 20]),
+            rear_delay=5 * MS * (seed // 4 % 2),
         )
         quick, slow = (MS // 5, MS // 2), (MS // 5, 8 * MS)
         self.network = Network(

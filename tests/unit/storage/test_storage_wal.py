@@ -101,20 +101,22 @@ def test_only_a_few_spares_are_kept() -> None:
 
 def test_space_is_filled_with_zeros_ahead_and_never_twice() -> None:
     disk = FaultyDisk()
-    wal = new_wal(disk, 4 * wal_module.ZERO_FILL_BYTES)
+    chunk = wal_module.ZERO_FILL_BYTES
+    wal = new_wal(disk, 6 * chunk)
     wal.append([puts(1)])
     path = segments(disk)[0]
-    chunk = wal_module.ZERO_FILL_BYTES
     assert chunk < len(disk.read(path)) < chunk + 1000
     assert not wal.prepare(), "there is enough"
     wal.append([puts(2, size=chunk // 2)])
     assert wal.prepare()
     assert not wal.prepare()
-    assert 2 * chunk < len(disk.read(path)) < 2 * chunk + 1000
-    wal.append([puts(3, size=3 * chunk // 2)])
-    assert len(disk.read(path)) == 3 * chunk + len(disk.read(path)) % chunk
-    wal.append([puts(4, size=chunk)])
-    assert len(disk.read(path)) == 4 * chunk, "never above the size of a segment"
+    assert 2 * chunk < len(disk.read(path)) < 2 * chunk + 2000, "as much again as there is"
+    wal.append([puts(3, size=5 * chunk // 4)])
+    assert wal.prepare()
+    assert 4 * chunk < len(disk.read(path)) < 4 * chunk + 4000
+    wal.append([puts(4, size=2 * chunk)])
+    assert wal.prepare()
+    assert len(disk.read(path)) == 6 * chunk, "never above the size of a segment"
     assert not wal.prepare()
 
 

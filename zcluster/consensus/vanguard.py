@@ -1,0 +1,62 @@
+"""Which followers get new entries at once, and which a little later, in larger batches.
+
+A commit needs the leader and a few others, not all. On one machine every further copy takes processor and disk away
+from the ones that are waited for, so the followers that no commit waits for (the *rear*) get what has gathered after
+`delay`, with one write and one sync for all of it.
+
+    n1 (leader)   e1   e2   e3   e4   e5
+    vanguard      e1   e2   e3   e4   e5            answers: commit
+    rear                         e1-e4      e5      the same entries, fewer turns and syncs
+
+Safety does not depend on this: it only delays requests, and a majority still means what it meant. Nothing is held back
+unless every member of the vanguard is healthy; and when a delay ends the vanguard is chosen anew, the furthest ahead
+first, so one that has become slow is replaced by one that is not.
+
+Does not live here: messages, the log, what a majority holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from zcluster.consensus import quorum
+from zcluster.consensus.progress import REPLICATE, Progress
+from zcluster.types import NEVER, Nanoseconds, ReplicaId
+
+HELD_BYTES_MAX: Final = 256 << 10
+"""More than this is not held back from anybody."""
+
+
+class Vanguard:
+    """Of one leadership. members: as many others as make a majority together with the leader.
+
+    release_at: when the rear gets what was held back; NEVER while nothing is.
+    """
+
+    __slots__ = ("_delay", "members", "release_at")
+
+    def __init__(self, delay: Nanoseconds) -> None:
+        """`delay`: how long an entry may be held back; 0: never."""
+        self._delay = delay
+        self.members: frozenset[ReplicaId] = frozenset()
+        self.release_at: Nanoseconds = NEVER
+
+    def choose(self, progress: Mapping[ReplicaId, Progress], voters: Collection[ReplicaId]) -> None:
+        """Those furthest ahead; among equals those that were in it before, then the lowest ids."""
+        needed = quorum.majority(len(voters)) - 1
+        others = [voter for voter in voters if voter in progress]
+        others.sort(key=lambda voter: (-progress[voter].counted_index, voter not in self.members, voter))
+        self.members = frozenset(others[:needed])
+        self.release_at = NEVER
+
+    def is_healthy(self, progress: Mapping[ReplicaId, Progress]) -> bool:
+        """Whether every member takes entries as they come, so that others may wait."""
+        return bool(self._delay and self.members) and all(
+            (member := progress.get(replica)) is not None and member.state == REPLICATE and not member.repair
+            for replica in self.members
+        )
+
+    def hold_back(self, now: Nanoseconds) -> None:
+        """Something was not sent at `now`; it leaves a delay after the first such thing at the latest."""
+        self.release_at = min(self.release_at, now + self._delay)
