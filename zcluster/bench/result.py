@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import zmq
@@ -62,15 +62,22 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def outage_ms(gaps: Sequence[tuple[int, int]], fault_ns: int) -> float:
-    """How long after `fault_ns` there was service again: the end of the longest gap that ends after the fault.
+UNDER_WAY_NS: Final = 100_000_000
+"""Answers that were already on their way at a fault have arrived by then."""
 
-    The longest rather than the first, because answers that were already under way arrive just after the fault.
+
+def outage_ms(gaps: Sequence[tuple[int, int]], fault_ns: int) -> float:
+    """How long after `fault_ns` there was service again: the end of the longest gap that the fault can have made.
+
+    Not the first gap, because answers that were under way arrive just after the fault; and none that begins later than
+    those, because a short outage must not be confused with some other stall of the run.
 
     >>> outage_ms([(0, 9_000_000), (10_000_000, 12_000_000), (12_000_000, 90_000_000)], fault_ns=11_000_000)
     79.0
+    >>> outage_ms([(1_000_000, 15_000_000), (500_000_000, 530_000_000)], fault_ns=1_000_000)
+    14.0
     """
-    after = [gap for gap in gaps if gap[1] > fault_ns]
+    after = [gap for gap in gaps if gap[1] > fault_ns and gap[0] <= fault_ns + UNDER_WAY_NS]
     if not after:
         return 0.0
     longest = max(after, key=lambda gap: gap[1] - gap[0])
