@@ -47,7 +47,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: SnapshotMeta | None = None
     entries: Sequence[Entry] = ()  # contiguous, from anywhere <= snapshot.index + 1
     repair: bool = False  # damaged: no vote, no candidacy until verified by a leader
-    all_voters: bool = False  # weak durability after a power loss: the first election needs every voter
+    suspect_after: Term | None = None  # weak durability after a power cut: what was acknowledged in terms up to this
+    # one may be missing; see `election.Votes`
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
     hold_votes: bool = (
         False  # prior state, same boot: no vote, no candidacy for one maximum lease (absent a certificate)
@@ -72,9 +73,10 @@ class PreVoteRequest(Message, frozen=True, array_like=True, gc=False, tag=1):
 
 
 class PreVoteReply(Message, frozen=True, array_like=True, gc=False, tag=2):
-    """`term`: the requested term when granted, else the voter's own."""
+    """`term`: the requested term when granted, else the voter's own. `suspect`: see VoteReply."""
 
     granted: bool
+    suspect: bool = False
 
 
 class VoteRequest(Message, frozen=True, array_like=True, gc=False, tag=3):
@@ -87,7 +89,11 @@ class VoteRequest(Message, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class VoteReply(Message, frozen=True, array_like=True, gc=False, tag=4):
+    """`suspect`: granted by a voter that may have lost acknowledged entries which the candidate may lack; then only
+    the votes of all make a leader."""
+
     granted: bool
+    suspect: bool = False
 
 
 class AppendRequest(Message, frozen=True, array_like=True, gc=False, tag=5):

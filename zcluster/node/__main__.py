@@ -172,7 +172,7 @@ def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
         snapshot=found.checkpoint,
         entries=found.entries,
         repair=found.repair,
-        all_voters=found.suspect_tail,
+        suspect_after=found.suspect_after,
         bootstrap=found.fresh,
         hold_votes=not found.fresh and found.same_boot,
     )

@@ -55,7 +55,8 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     entries: ascending by index, after replay; contiguous for Raft, possibly with holes for Paxos. They begin at or
         before checkpoint.index + 1.
     checkpoint, checkpoint_path: the newest usable one.
-    suspect_tail: weak durability and a power cut: acknowledged entries may be missing at the end.
+    suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing at the
+        end. None: nothing is missing.
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
         by an earlier damage that was not made good yet).
     wiped: the hard state is lost: refuse to start. The log is not usable then.
@@ -69,7 +70,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_path: Path | None = None
     clean_stop: bool = False
     same_boot: bool = False
-    suspect_tail: bool = False
+    suspect_after: Term | None = None
     damage: Corrupt | None = None
     repair: bool = False
     wiped: bool = False
@@ -233,7 +234,7 @@ class _Recovery:
             last = chain.kept[-1].segment.scan.last
             assert last is not None, "a segment without a frame was never begun"
             state = last.state  # not that of unsynced frames behind a torn tail
-        recovered, suspect_after = self._recovered(state, checkpoint, chain)
+        recovered = self._recovered(state, checkpoint, chain)
         position = WalPosition(
             segments=self._live,
             next_id=next_id,
@@ -241,7 +242,7 @@ class _Recovery:
             state=state,
             start=self._replay.start or StartMark("", _SOUND),
             boot_id=self._boot_id,
-            suspect_after=suspect_after,
+            suspect_after=recovered.suspect_after,
         )
         if unbegun is not None:
             self._disk.unlink(unbegun.path)
@@ -283,16 +284,14 @@ class _Recovery:
         self._replay.entries.clear()
         return self._usable_checkpoint(0)
 
-    def _recovered(
-        self, state: WalState, checkpoint: _Usable | None, chain: Chain
-    ) -> tuple[RecoveredStore, Term | None]:
+    def _recovered(self, state: WalState, checkpoint: _Usable | None, chain: Chain) -> RecoveredStore:
         replay = self._replay
         entries = replay.above(checkpoint.meta.index if checkpoint else 0)
         epochs = [entry.epoch for entry in entries] + ([checkpoint.meta.epoch] if checkpoint else [])
         suspect_after = self._suspect_after(state, max(epochs, default=0))
         same_boot = replay.start is not None and replay.start.boot_id == self._boot_id
         nothing = not entries and checkpoint is None and state.incarnation == 0
-        recovered = RecoveredStore(
+        return RecoveredStore(
             hard_state=HardState(state.term, state.voted_for),
             incarnation=state.incarnation,
             entries=entries,
@@ -300,12 +299,11 @@ class _Recovery:
             checkpoint_path=checkpoint.path if checkpoint else None,
             clean_stop=replay.clean,
             same_boot=same_boot,
-            suspect_tail=suspect_after is not None,
+            suspect_after=suspect_after,
             damage=self._damage,
             repair=state.repair or chain.lost,
             fresh=nothing and not chain.lost,
         )
-        return recovered, suspect_after
 
     def _suspect_after(self, state: WalState, highest_epoch: Term) -> Term | None:
         """See the module docstring; None: the tail is sound."""
