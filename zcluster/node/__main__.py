@@ -72,7 +72,7 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
     disk: Disk = PosixDisk()
     store = open_node_store(disk, spec, node, create=create)
     found = store.recovered
-    check_usable(found, spec, node)
+    check_usable(store, spec, node)
     wakeup = Wakeup()
     writer = Writer(store.wal, spec.settings.durability, wakeup.set)
     incarnation = found.incarnation + 1
@@ -120,10 +120,11 @@ def open_node_store(disk: Disk, spec: ClusterSpec, node: str, *, create: bool) -
     """The data directory of `node`. `create` is how every process of a new cluster is started until all have been seen
     up; one that died in between finds its store made already."""
     directory = spec.data_directory(node)
+    voters = tuple(sorted(n.replica_id for n in spec.nodes))
     return open_store(
         disk,
         directory,
-        identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine),
+        identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine, voters),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         create=create and not disk.exists(directory / "identity.json"),
         segment_bytes=spec.settings.segment_bytes,
@@ -140,7 +141,7 @@ def new_replica(
 ) -> Replica:
     """The consensus core as the disk remembers it, and the replica around it."""
     settings, replica_id = spec.settings, store.identity.replica_id
-    initial = Configuration(voters=tuple(sorted(n.replica_id for n in spec.nodes)))
+    initial = Configuration(voters=store.identity.voters)
     core = Raft(
         replica_id,
         incarnation,
@@ -184,14 +185,16 @@ def last_index(found: RecoveredStore) -> int:
     return found.checkpoint.index if found.checkpoint else 0
 
 
-def check_usable(found: RecoveredStore, spec: ClusterSpec, node: str) -> None:
+def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
     """Refuse to serve from data that could break promises made earlier. Raises: Refused."""
+    found = store.recovered
     if found.wiped:
         raise Refused(
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
-    if found.repair and len(spec.nodes) == 1:
+    configuration = found.checkpoint.configuration if found.checkpoint else Configuration(store.identity.voters)
+    if found.repair and configuration.voters == (store.identity.replica_id,):
         raise Refused(
             f"{found.damage or 'a repair is pending'}: a one-node cluster has no peer to repair it from. The damaged "
             "files are kept as *.damaged; restore them, or start anew with `zcluster down --purge`."

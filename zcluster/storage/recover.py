@@ -110,7 +110,8 @@ def open_store(
     """Open (or create) the data directory of one replica.
 
     Args:
-        identity: who the caller is; must be what the directory says.
+        identity: who the caller is; must be what the directory says. `voters` only matter at the creation: what
+            `Store.identity` says afterwards is the directory's.
         boot_id: of the machine's current boot; a change tells a power cut from a killed process.
         create: only at the first creation of a cluster: the directory is absent, empty, or left over from a creation
             that did not get to its end.
@@ -130,7 +131,8 @@ def open_store(
         try:
             if create:
                 _create(disk, directory, identity, boot_id, segment_bytes)
-            check_identity(read_identity(disk, directory), identity, directory)
+            found = read_identity(disk, directory)
+            check_identity(found, identity, directory)
             wal, recovered = _Recovery(disk, directory, identity, boot_id, segment_bytes).run()
             if create and not recovered.fresh:
                 wal.close()
@@ -140,7 +142,7 @@ def open_store(
             raise
     except OSError as error:
         raise storage_error("open", directory, error) from error
-    return Store(disk, directory, identity, wal, recovered, lock)
+    return Store(disk, directory, found, wal, recovered, lock)
 
 
 def _make_directory(disk: Disk, directory: Path) -> None:
