@@ -35,8 +35,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_margin: Nanoseconds = 60_000_000
     batch_bytes_max: int = 1 << 20  # entries of one append request
     inflight_max: int = 8  # unanswered append requests per follower
-    uncommitted_bytes_max: int = 64 << 20  # then `Busy`
-    retained_bytes_max: int = 8 << 20  # log kept in memory behind the newest checkpoint for slow followers
+    uncommitted_bytes_max: int = 64 << 20  # not committed, or not on the leader's own disk; then `Busy`
+    retained_bytes_max: int = 4 << 20  # log kept in memory behind the newest checkpoint for slow followers
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):

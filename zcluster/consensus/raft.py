@@ -150,9 +150,9 @@ class Raft:
     def propose(self, data: bytes, now: Nanoseconds) -> tuple[Index, Term]:
         self._observe(now)
         leadership = self._check_proposable()
-        uncommitted = self.log.bytes_after(self.commit_index)
-        if uncommitted and uncommitted + len(data) > self.settings.uncommitted_bytes_max:
-            raise Busy(f"{uncommitted} bytes wait for a majority (uncommitted_bytes_max); retry")
+        waiting = leadership.waiting_bytes(self.commit_index)
+        if waiting and waiting + len(data) > self.settings.uncommitted_bytes_max:
+            raise Busy(f"{waiting} bytes wait for disks (uncommitted_bytes_max); retry")
         index = self.log.last_index + 1
         self.log.append(Entry(index, self.term, KIND_FRAMES, data))
         leadership.replication_due = True
@@ -287,10 +287,6 @@ class Raft:
     def status(self) -> Status:
         current = self.membership.current
         leadership = self.leadership
-        match_index: dict[ReplicaId, Index] = {}
-        if leadership is not None:
-            match_index = {replica: progress.match_index for replica, progress in leadership.progress.items()}
-            match_index[self.id] = self.writes.durable_index
         return Status(
             role=LEARNER if self.role == FOLLOWER and self.id in current.learners else self.role,
             term=self.term,
@@ -299,7 +295,7 @@ class Raft:
             last_index=self.log.last_index,
             first_index=self.log.first_index,
             configuration=current,
-            match_index=match_index,
+            match_index=leadership.match_index() if leadership is not None else {},
             repair=self.repair,
             term_started_committed=leadership is not None and self.commit_index >= leadership.term_start,
             transfer_to=leadership.transfer_to if leadership is not None else NO_REPLICA,

@@ -22,6 +22,7 @@ import msgspec
 
 from zcluster import wire
 from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
+from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
 from zcluster.node.reads import Read, Reads
@@ -45,6 +46,7 @@ ENTRY_BYTES_SOFT_MAX: Final = 1 << 20  # an entry is closed when its frames exce
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
 PENDING_BYTES_MAX: Final = 64 << 20
 PENDING_FRAMES_MAX: Final = 100_000
+CHECKPOINT_WAITERS_MAX: Final = 1_000
 
 Client = bytes
 Waiting = list[tuple[Client, int]]
@@ -131,7 +133,10 @@ class Replica:
         elif kind == wire.HELLO:
             self._take_hello(client, request, body)
         elif kind == wire.CHECKPOINT:
-            self._checkpoint_waiters.append((client, request))
+            if len(self._checkpoint_waiters) < CHECKPOINT_WAITERS_MAX:
+                self._checkpoint_waiters.append((client, request))
+            else:
+                self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
         else:
@@ -330,7 +335,7 @@ class Replica:
                 self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)
                 results = machine_apply(index, self._log_time_ms, payload.frames)
                 self.applied_total += len(results)
-                self._bytes_since_checkpoint += len(data)
+                self._bytes_since_checkpoint += len(data) + ENTRY_OVERHEAD_BYTES
                 waiting = self._waiting.pop(index, None)
                 if waiting is not None:
                     if waiting[0] == entry.epoch:

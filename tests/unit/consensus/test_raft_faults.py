@@ -30,9 +30,9 @@ class Faults:
             election_timeout=timeout,
             heartbeat_interval=timeout // 5,
             lease_margin=timeout // 10,
-            batch_bytes_max=self.rng.choice([1, 200, 1 << 20]),
+            batch_bytes_max=self.rng.choice([1, 500, 1 << 20]),
             inflight_max=self.rng.choice([1, 3, 8]),
-            retained_bytes_max=self.rng.choice([0, 300, 1 << 20]),
+            retained_bytes_max=self.rng.choice([0, 900, 1 << 20]),
         )
         quick, slow = (MS // 5, MS // 2), (MS // 5, 8 * MS)
         self.network = Network(
