@@ -12,9 +12,7 @@ import pytest
 
 from zcluster import wire
 from zcluster.config import ClusterSpec, NodeSpec, make_settings
-from zcluster.errors import StorageError
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node import server as server_module
 from zcluster.node.__main__ import new_replica, open_node_store
 from zcluster.node.server import Server
 from zcluster.storage.disk import PosixDisk
