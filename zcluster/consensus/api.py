@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from zcluster.types import (
+    NEVER,
     Configuration,
     Entry,
     HardState,
@@ -50,9 +51,8 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     suspect_after: Term | None = None  # weak durability after a power cut: what was acknowledged in terms up to this
     # one may be missing; see `election.Votes`
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
-    hold_votes: bool = (
-        False  # prior state, same boot: no vote, no candidacy for one maximum lease (absent a certificate)
-    )
+    hold_votes: bool = False  # prior state: a former life may have promised a leader one election timeout of patience
+    stopped_at: Nanoseconds = NEVER  # when that life had certainly ended, on this clock; the promise is not younger
 
 
 # -- messages between replicas: one frozen class each, tagged on the wire by a small integer --------------------------

@@ -135,7 +135,10 @@ class Raft:
             self.patience.hurried = True
             self.election_at = now
         elif recovered.hold_votes:
-            self.promise.hold(now + settings.election_timeout)
+            self.promise.hold(min(now, recovered.stopped_at) + settings.election_timeout)
+            self.patience.hurried = True  # perhaps everybody was restarted; a leader, if there is one, is heard first
+            if self.election_at < NEVER:
+                self.election_at = max(now, self.promise.until) + self._by_rank()
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 

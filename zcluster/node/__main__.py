@@ -31,7 +31,7 @@ from zcluster.storage.writer import Writer
 from zcluster.transport.liveness import exit_with_owner, start_ticks
 from zcluster.transport.peers import Envelope
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import MS, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
+from zcluster.types import MS, NEVER, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
 
 EXIT_DISK = 74
 EXIT_REFUSED = 78
@@ -167,6 +167,11 @@ def new_replica(
 
 def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
     """What the disk remembered, in the core's words."""
+    ended_at = NEVER  # at the latest when this process took the lock of the data directory
+    if not found.same_boot:
+        ended_at = 0  # all processes of an earlier boot are dead, leaders as well
+    elif found.clean_stop and found.stopped_at:
+        ended_at = found.stopped_at
     return Recovered(
         hard_state=found.hard_state,
         configuration=found.checkpoint.configuration if found.checkpoint else initial,
@@ -175,7 +180,8 @@ def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
         repair=found.repair,
         suspect_after=found.suspect_after,
         bootstrap=found.fresh,
-        hold_votes=not found.fresh and found.same_boot,
+        hold_votes=not found.fresh,
+        stopped_at=ended_at,
     )
 
 

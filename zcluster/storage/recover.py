@@ -39,7 +39,7 @@ from zcluster.storage.record import StartMark, WalState, cluster_digest
 from zcluster.storage.replay import Chain, Replay, assemble, newest_state
 from zcluster.storage.segment import Segment, is_spare_name, parse_segment_name, read_segment
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
-from zcluster.types import Entry, HardState, Identity, SnapshotMeta, Term, WriteBatch
+from zcluster.types import Entry, HardState, Identity, Nanoseconds, SnapshotMeta, Term, WriteBatch
 
 LOCK: Final = "lock"
 WAL: Final = "wal"
@@ -55,6 +55,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     entries: ascending by index, after replay; contiguous for Raft, possibly with holes for Paxos. They begin at or
         before checkpoint.index + 1.
     checkpoint, checkpoint_path: the newest usable one.
+    clean_stop, stopped_at: the last process stopped in order, at that moment (monotonic, of its boot).
     suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing at the
         end. None: nothing is missing.
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
@@ -69,6 +70,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: SnapshotMeta | None = None
     checkpoint_path: Path | None = None
     clean_stop: bool = False
+    stopped_at: Nanoseconds = 0
     same_boot: bool = False
     suspect_after: Term | None = None
     damage: Corrupt | None = None
@@ -300,6 +302,7 @@ class _Recovery:
             checkpoint=checkpoint.meta if checkpoint else None,
             checkpoint_path=checkpoint.path if checkpoint else None,
             clean_stop=replay.clean,
+            stopped_at=replay.stopped_at if replay.clean else 0,
             same_boot=same_boot,
             suspect_after=suspect_after,
             damage=self._damage,

@@ -142,7 +142,7 @@ class _Executor:
 
     def _stop_cleanly(self) -> None:
         self._sync()
-        self._wal.mark_clean_stop()
+        self._wal.mark_clean_stop(self._clock())
         self._sync_and_publish()
 
     def _publish(self, error: StorageError | None = None) -> None:

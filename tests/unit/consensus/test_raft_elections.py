@@ -199,6 +199,46 @@ def test_restarted_replica_holds_its_vote_and_does_not_stand_for_an_election_tim
     assert solo.last(VoteReply).granted
 
 
+def test_the_hold_counts_from_the_end_of_the_former_life_where_that_is_known() -> None:
+    start = 1_000 * MS
+    solo = Solo(term=1, hold_votes=True, stopped_at=start - 200 * MS)
+    solo.wait(TIMEOUT - 200 * MS - 1)
+    solo.step(2, PreVoteRequest(2, 9, 1))
+    assert not solo.last(PreVoteReply).granted
+    solo.now += 1
+    solo.step(2, PreVoteRequest(2, 9, 1))
+    assert solo.last(PreVoteReply).granted
+    future = Solo(term=1, hold_votes=True, stopped_at=start + 10_000 * MS)
+    future.wait(TIMEOUT - 1)
+    assert future.core.promise.binds(future.now), "no moment of a former life is later than now"
+    future.now += 1
+    assert not future.core.promise.binds(future.now)
+
+
+def test_where_all_were_restarted_they_elect_as_soon_as_no_promise_binds() -> None:
+    network = Network(3, seed=5)
+    network.elect()
+    network.commit()
+    for stopped_at, span in ((network.now - 10_000 * MS, 100 * MS), (NEVER, TIMEOUT + 100 * MS)):
+        for replica in (1, 2, 3):
+            network.crash(replica)
+        for replica in (3, 2, 1):
+            network.start(replica, stopped_at=stopped_at)
+        network.run(span)
+        assert network.leader()
+
+
+def test_a_replica_restarted_after_an_orderly_stop_does_not_disturb_the_others() -> None:
+    network = Network(3, seed=6)
+    leader = network.elect()
+    term = network.core(leader).term
+    other = next(i for i in (1, 2, 3) if i != leader)
+    network.crash(other, tell=False)
+    network.start(other, stopped_at=0)
+    network.run(3_000 * MS)
+    assert (network.leader(), network.core(leader).term) == (leader, term)
+
+
 def test_replica_in_repair_neither_votes_nor_stands() -> None:
     solo = Solo(term=1, repair=True)
     solo.step(2, PreVoteRequest(2, 9, 1), VoteRequest(2, 9, 1))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
 import pytest
 
 from tests.unit.storage.faulty_disk import FaultyDisk
 from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.consensus.api import Settings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node.__main__ import Refused, check_usable, new_replica, open_node_store
-from zcluster.storage.recover import Store
-from zcluster.types import Configuration, WriteBatch
+from zcluster.node.__main__ import Refused, check_usable, new_replica, open_node_store, recovered_core
+from zcluster.storage.recover import RecoveredStore, Store
+from zcluster.types import MS, Configuration, WriteBatch
 
 SPEC = ClusterSpec(
     format=1,
@@ -57,6 +60,21 @@ def test_a_restart_holds_its_vote_and_the_first_start_does_not() -> None:
     store.wal.sync()
     close(store)
     assert core(open_store(disk)).promise.binds(0)
+
+
+def test_how_long_a_restart_holds_its_vote() -> None:
+    timeout, now = SPEC.settings.election_timeout_ms * MS, 1 << 50
+    promised = RecoveredStore(incarnation=1, same_boot=True)
+    for found, until in (
+        (promised, now + timeout),
+        (msgspec.structs.replace(promised, clean_stop=True, stopped_at=now - 5), now - 5 + timeout),
+        (msgspec.structs.replace(promised, clean_stop=True), now + timeout),
+        (msgspec.structs.replace(promised, same_boot=False, clean_stop=True, stopped_at=now - 5), timeout),
+        (msgspec.structs.replace(promised, fresh=True), 0),
+    ):
+        settings = Settings(election_timeout=timeout)
+        core = Raft(1, 2, settings, recovered_core(found, Configuration((1, 2, 3))), random.Random(1), now)
+        assert core.promise.until == until
 
 
 def test_a_damaged_lone_voter_is_refused_and_one_of_several_is_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 
 import pytest
 
@@ -369,6 +370,7 @@ def test_a_failure_to_make_room_ends_the_writer() -> None:
 
 
 def test_closing_writes_what_waits_and_closing_twice_is_harmless() -> None:
+    before = time.monotonic_ns()
     disk = FaultyDisk()
     writer = Writer(open_at(disk, create=True).wal, "none", lambda: None)
     writer.submit(put(1))
@@ -379,3 +381,4 @@ def test_closing_writes_what_waits_and_closing_twice_is_harmless() -> None:
     disk.power_cut("nothing")
     found = recover(disk)
     assert found.clean_stop and indices(found) == [1]
+    assert before <= found.stopped_at <= time.monotonic_ns()
