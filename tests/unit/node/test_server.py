@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from zcluster import wire
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.config import CLIENT, ClusterSpec, NodeSpec, make_settings
 from zcluster.machines.mux import ClusterMachine
+from zcluster.node import server as server_module
 from zcluster.node.__main__ import new_replica, open_node_store
+from zcluster.node.replica import Effects
 from zcluster.node.server import Server
 from zcluster.storage.disk import PosixDisk
 from zcluster.storage.writer import Completion
 from zcluster.transport.peers import Envelope
+from zcluster.transport.sockets import make_socket
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import NEVER, Index, WriteBatch
+from zcluster.types import MS, NEVER, Configuration, Index, SnapshotMeta, WriteBatch
 
 TURNS_MAX = 1000
 
@@ -30,7 +34,7 @@ class HandWriter:
     def __init__(self) -> None:
         self.queue: list[WriteBatch] = []
         self.completion = Completion()
-        self.trims: list[Any] = []
+        self.trims: list[Callable[[], Index]] = []
 
     def submit(self, batch: WriteBatch) -> None:
         self.queue.append(batch)
@@ -51,8 +55,8 @@ class HandWriter:
     def completed(self) -> Completion:
         return self.completion
 
-    def trim(self, keep_from: Index | Callable[[], Index]) -> None:
-        self.trims.append(keep_from)
+    def trim(self, clear: Callable[[], Index]) -> None:
+        self.trims.append(clear)
 
     def close(self, clean: bool) -> None:
         pass
@@ -125,3 +129,49 @@ def test_the_loop_never_sleeps_on_a_write_that_nobody_has_begun(server: Server, 
     server._poller.poll = watched  # type: ignore[method-assign]
     run_until(server, lambda: server.replica.core.commit_index == 1)
     assert not slept_on
+
+
+def test_the_clock_is_read_after_the_last_message_of_the_batch(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be stopped between two messages; a lease must be judged by the time after that."""
+    run_until(server, lambda: server.replica.core.commit_index == 1)
+    clock = [server_module.monotonic()]
+    judged: list[int] = []
+    receive, feed = server._clients.receive, server._feed
+
+    def receive_and_stop(limit: int) -> Any:
+        requests = receive(limit)
+        clock[0] += 3_600_000 * MS
+        return requests
+
+    def watched(now: int, peer_messages: Any, requests: Any) -> None:
+        if requests:
+            judged.append(now)
+        feed(now, peer_messages, requests)
+
+    monkeypatch.setattr(server_module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(server._clients, "receive", receive_and_stop)
+    monkeypatch.setattr(server, "_feed", watched)
+    before = clock[0]
+    client = make_socket(server._context, zmq.DEALER, connect=server._spec.endpoint("n1", CLIENT))
+    client.setsockopt(zmq.SNDTIMEO, 20_000)
+    client.send_multipart((wire.pack_head(wire.READ, 1), wire.encode((wire.LEASE, 0, [(wire.OP_GET, "k")]))))
+    run_until(server, lambda: bool(judged))
+    client.close()
+    assert judged[0] >= before + 3_600_000 * MS
+
+
+def test_old_checkpoints_go_in_the_writers_helper_not_in_the_loop(
+    server: Server, writer: HandWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory's sync may take as long as a stalled disk likes."""
+    run_until(server, lambda: server.replica.core.commit_index == 1)
+
+    def stalled(directory: Path) -> None:
+        raise AssertionError("the loop would wait here")
+
+    monkeypatch.setattr(server._disk, "fsync_directory", stalled)
+    monkeypatch.setattr(server, "_prune", lambda: 1)
+    out = Effects()
+    out.compacted = SnapshotMeta(1, 1, Configuration((1,)))
+    server._carry_out(out)
+    assert [clear() for clear in writer.trims] == [1]
