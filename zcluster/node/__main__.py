@@ -21,8 +21,9 @@ from zcluster.consensus.raft import Raft
 from zcluster.errors import Error, StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
+from zcluster.node.checkpoints import Limits
 from zcluster.node.journal import journal
-from zcluster.node.replica import Limits, Replica
+from zcluster.node.replica import Replica
 from zcluster.node.server import Server
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk, PosixDisk
