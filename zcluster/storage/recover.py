@@ -56,8 +56,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
         before checkpoint.index + 1.
     checkpoint, checkpoint_path: the newest usable one.
     clean_stop, stopped_at: the last process stopped in order, at that moment (monotonic, of its boot).
-    suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing at the
-        end. None: nothing is missing.
+    suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing.
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
         by an earlier damage that was not made good yet).
     wiped: the hard state is lost: refuse to start. The log is not usable then.
@@ -112,8 +111,7 @@ def open_store(
     """Open (or create) the data directory of one replica.
 
     Args:
-        identity: who the caller is; must be what the directory says. `voters` only matter at the creation: what
-            `Store.identity` says afterwards is the directory's.
+        identity: who the caller is; must be what the directory says, but for `voters`, which count only at creation.
         boot_id: of the machine's current boot; a change tells a power cut from a killed process.
         create: only at the first creation of a cluster: the directory is absent, empty, or left over from a creation
             that did not get to its end.
