@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: int = 150
     key_bytes_max: int = 4096
     value_bytes_max: int = 1 << 20
-    checkpoint_bytes: int = 16 << 20  # log written since the last checkpoint
+    checkpoint_bytes: int = 8 << 20  # log since the last checkpoint; it is held in memory as well
     checkpoint_seconds: int = 300  # 0: by bytes only; nothing is written when nothing changed
     segment_bytes: int = 16 << 20
     sessions_max: int = 10_000

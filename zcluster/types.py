@@ -85,9 +85,15 @@ class WriteBatch(msgspec.Struct, frozen=True):
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a data directory belongs to (`identity.json`); written once, at the creation of the cluster."""
+    """Who a data directory belongs to (`identity.json`); written once, at its creation.
+
+    `voters`: the initial configuration. From the creation on it is read from here and nowhere else: a description of
+    the cluster that has changed since must not change what this replica once started from. Empty for a replica that
+    joins later and waits to be told.
+    """
 
     format: int
     cluster_id: str
     replica_id: ReplicaId
     engine: str
+    voters: tuple[ReplicaId, ...] = ()

@@ -24,7 +24,6 @@ Invariants:
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal.signal` costs ten times as much
 import atexit
 import os
 import select
@@ -34,12 +33,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
-from types import FrameType
 from typing import Any, Final, cast
 
 import zmq
 from zmq.backend import Socket as RawSocket
 
+from zcluster.client.shield import Shield
 from zcluster.errors import Closed
 from zcluster.transport.sockets import MESSAGE_BYTES_MAX, Security, make_socket
 from zcluster.types import NEVER, Nanoseconds
@@ -211,9 +210,9 @@ class Channel:
         me = get_ident()
         self._check()
         if self._driver == me:  # called by a function given to `after`, on the thread that drives
-            with _Shield() as shield:
+            with Shield() as shield:
                 return self._drive(done, give_up, shield)
-        with _Shield() as shield:
+        with Shield() as shield:
             try:
                 with self.lock:
                     if done():
@@ -247,7 +246,7 @@ class Channel:
                 if follower in self._followers:
                     self._followers.remove(follower)
 
-    def _drive(self, done: Callable[[], bool], give_up: Nanoseconds, shield: _Shield) -> bool:
+    def _drive(self, done: Callable[[], bool], give_up: Nanoseconds, shield: Shield) -> bool:
         ready: list[tuple[int, int]] = []
         lock, poll, now_ns = self.lock, self._inner.poll, time.monotonic_ns
         while True:
@@ -360,7 +359,7 @@ class Channel:
         if self._turning != get_ident():
             self._ring()
 
-    def _run_after(self, shield: _Shield | None) -> None:
+    def _run_after(self, shield: Shield | None) -> None:
         while self._after:
             try:
                 function, args = self._after.popleft()
@@ -474,72 +473,9 @@ class _Follower:
         self.token.acquire()
 
 
-class _Shield:
-    """Holds back Ctrl-C on the main thread, except inside `open()`.
-
-    Python runs signal handlers between any two bytecodes, also between receiving a message and noting it down. Only
-    SIGINT with a Python handler is held back; that handler is called in the end, whatever it does. Shields nest.
-    """
-
-    __slots__ = ("_outer", "_pending", "_previous", "_shut")
-
-    def __enter__(self) -> _Shield:
-        self._previous: Any = None
-        self._outer: tuple[_Shield, bool] | None = None
-        self._pending = False
-        self._shut = True
-        if get_ident() == threading.main_thread().ident:
-            previous = _signal.getsignal(_signal.SIGINT)
-            outer = getattr(previous, "__self__", None)
-            if isinstance(outer, _Shield):
-                self._outer = (outer, outer._shut)
-                outer._shut = True
-            elif callable(previous):
-                self._previous = previous
-                _signal.signal(_signal.SIGINT, self._hold)
-        return self
-
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        if self._shut:
-            self._pending = True
-        else:
-            self._previous(number, frame)
-
-    def open(self) -> _Opening:
-        return _Opening(self if self._outer is None else self._outer[0])
-
-    def __exit__(self, *_: object) -> None:
-        if self._outer is not None:
-            self._outer[0]._shut = self._outer[1]
-        if self._previous is not None:
-            _signal.signal(_signal.SIGINT, self._previous)
-            if self._pending:
-                self._previous(int(_signal.SIGINT), None)
-
-
-class _Opening:
-    """A stretch in which Ctrl-C may strike at once."""
-
-    __slots__ = ("_shield",)
-
-    def __init__(self, shield: _Shield) -> None:
-        self._shield = shield
-
-    def __enter__(self) -> None:
-        shield = self._shield
-        shield._shut = False
-        if shield._pending:
-            shield._pending = False
-            shield._shut = True
-            shield._previous(int(_signal.SIGINT), None)
-
-    def __exit__(self, *_: object) -> None:
-        self._shield._shut = True
-
-
 def _send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> None:
     """A half-sent message would corrupt every later one, so Ctrl-C waits until the last part is out."""
-    with _Shield():
+    with Shield():
         last = len(parts) - 1
         for i, part in enumerate(parts):
             _raw_send(socket, part, _NOBLOCK | (_SNDMORE if i < last else 0), len(part) < ZERO_COPY_BYTES)

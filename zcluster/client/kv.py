@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from zcluster import wire
@@ -28,6 +29,7 @@ from zcluster.client.operations import (
 )
 from zcluster.client.pipeline import Pipeline, only_reads
 from zcluster.client.session import FRAMES_IN_FLIGHT, ClientSession
+from zcluster.client.shield import Shield
 from zcluster.config import CLIENT, ClusterSpec, load_spec
 from zcluster.errors import Closed, Error, Unknown
 from zcluster.transport.sockets import Security
@@ -183,35 +185,29 @@ class Connection:
 
     # -- calls --------------------------------------------------------------------------------------------------------
     def write(self, op: Op, size_bytes: int, timeout: float) -> Any:
-        span_ns, slot = timeout_ns(timeout), Slot()
-        with self.channel.lock:
-            now = _monotonic_ns()
-            self.session.write(op, slot, now + span_ns, size_bytes)
-            self._flush(now)
-        return self._wait(slot, timeout)
+        return self._call(lambda slot, until: self.session.write(op, slot, until, size_bytes), timeout)
 
     def read(self, op: Op, consistency: Consistency, timeout: float) -> Any:
         code, bound_ms = consistency_code(consistency)
-        span_ns, slot = timeout_ns(timeout), Slot()
-        with self.channel.lock:
-            now = _monotonic_ns()
-            self.session.read(op, slot, now + span_ns, code, bound_ms)
-            self._flush(now)
-        return self._wait(slot, timeout)
+        return self._call(lambda slot, until: self.session.read(op, slot, until, code, bound_ms), timeout)
 
     def run_all(self, ops: Ops, size_bytes: int, timeout: float) -> Any:
+        if only_reads(ops):
+            return self._call(lambda slot, until: self.session.read_all(ops, slot, until), timeout)
+        return self._call(lambda slot, until: self.session.write_all(ops, slot, until, size_bytes), timeout)
+
+    def _call(self, queue: Callable[[Slot, Nanoseconds], None], timeout: float) -> Any:
+        """Put an operation into the session with `queue`, and wait for its result."""
         span_ns, slot = timeout_ns(timeout), Slot()
-        with self.channel.lock:
-            now = _monotonic_ns()
-            if only_reads(ops):
-                self.session.read_all(ops, slot, now + span_ns)
-            else:
-                self.session.write_all(ops, slot, now + span_ns, size_bytes)
-            self._flush(now)
+        with Shield():  # an operation is queued as a whole or not at all
+            with self.channel.lock:
+                now = _monotonic_ns()
+                queue(slot, now + span_ns)
+                self._flush(now)
+            self.channel.kick()
         return self._wait(slot, timeout)
 
     def _wait(self, slot: Slot, timeout: float) -> Any:
-        self.channel.kick()
         try:
             self.channel.wait(slot.is_done, min(timeout, 1e8) + GRACE_S)
         except Closed:

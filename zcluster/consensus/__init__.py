@@ -61,8 +61,10 @@ provably exited (`peer_lost`). At the leader a new incarnation starts from nothi
 **Elections.** Timeouts are drawn from [1, 1.5) election timeouts; a pre-vote asks first; whoever hears a leader
 refuses everybody else for one election timeout. Proof of the leader's death voids that, and the survivors stand in
 rank order, milliseconds apart; still with a pre-vote, whose round trip costs less than deposing a leader that another
-survivor has become meanwhile. A restarted replica (`Recovered.hold_votes`) refuses for one election timeout, for it
-cannot know whom it had promised. `Recovered.bootstrap` lets the lowest voter stand at once.
+survivor has become meanwhile. A restarted replica (`Recovered.hold_votes`) refuses for one election timeout after the
+end of its former life (`stopped_at`, or now if that is not known), for it cannot know whom it had promised. Then it
+asks for pre-votes at once: that disturbs no living leader, and where all were restarted it saves a timeout.
+`Recovered.bootstrap` lets the lowest voter stand at once.
 
 **Reads.** A barrier is answered with an index once a round of heartbeats, sent after the barrier arrived, has been
 answered by a majority, and never before the leader has committed in its own term. A lease answers at once: it counts

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 
 from zcluster.types import (
+    NEVER,
     Configuration,
     Entry,
     HardState,
@@ -35,9 +36,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease_margin: Nanoseconds = 60_000_000
     batch_bytes_max: int = 1 << 20  # entries of one append request
     inflight_max: int = 8  # unanswered append requests per follower
-    uncommitted_bytes_max: int = 64 << 20  # then `Busy`
+    uncommitted_bytes_max: int = 64 << 20  # not committed, or not on the leader's own disk; then `Busy`
     rear_delay: Nanoseconds = 0  # how long entries may be held back from followers that no commit waits for
-    retained_bytes_max: int = 8 << 20  # log kept in memory behind the newest checkpoint for slow followers
+    retained_bytes_max: int = 4 << 20  # log kept in memory behind the newest checkpoint for slow followers
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,11 +49,11 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: SnapshotMeta | None = None
     entries: Sequence[Entry] = ()  # contiguous, from anywhere <= snapshot.index + 1
     repair: bool = False  # damaged: no vote, no candidacy until verified by a leader
-    all_voters: bool = False  # weak durability after a power loss: the first election needs every voter
+    suspect_after: Term | None = None  # weak durability after a power cut: what was acknowledged in terms up to this
+    # one may be missing; see `election.Votes`
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
-    hold_votes: bool = (
-        False  # prior state, same boot: no vote, no candidacy for one maximum lease (absent a certificate)
-    )
+    hold_votes: bool = False  # prior state: a former life may have promised a leader one election timeout of patience
+    stopped_at: Nanoseconds = NEVER  # when that life had certainly ended, on this clock; the promise is not younger
 
 
 # -- messages between replicas: one frozen class each, tagged on the wire by a small integer --------------------------
@@ -73,9 +74,10 @@ class PreVoteRequest(Message, frozen=True, array_like=True, gc=False, tag=1):
 
 
 class PreVoteReply(Message, frozen=True, array_like=True, gc=False, tag=2):
-    """`term`: the requested term when granted, else the voter's own."""
+    """`term`: the requested term when granted, else the voter's own. `suspect`: see VoteReply."""
 
     granted: bool
+    suspect: bool = False
 
 
 class VoteRequest(Message, frozen=True, array_like=True, gc=False, tag=3):
@@ -88,7 +90,11 @@ class VoteRequest(Message, frozen=True, array_like=True, gc=False, tag=3):
 
 
 class VoteReply(Message, frozen=True, array_like=True, gc=False, tag=4):
+    """`suspect`: granted by a voter that may have lost acknowledged entries which the candidate may lack; then only
+    the votes of all make a leader."""
+
     granted: bool
+    suspect: bool = False
 
 
 class AppendRequest(Message, frozen=True, array_like=True, gc=False, tag=5):

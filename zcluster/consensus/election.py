@@ -1,4 +1,4 @@
-"""Values of elections: whom a replica has promised its patience, and when it stands itself.
+"""Values of elections: the votes, whom a replica has promised its patience, and when it stands itself.
 
 **The promise.** Hearing from a leader promises it one election timeout without a vote for anybody else; the leader's
 lease rests on a majority of such promises, counted from its *send* time, so that it ends first. A promise belongs to
@@ -9,14 +9,18 @@ restarted replica does not remember to whom it had promised: `hold` stands for t
 rank order a few milliseconds apart. They still ask for pre-votes first: that costs one round trip without any disk,
 and keeps a certificate holder from deposing a leader it has not heard of.
 
-Does not live here: votes, terms, messages.
+**The votes.** A voter whose log may have lost its end in a power cut (weak durability) is *suspect*: it may have
+forgotten entries that it once acknowledged, so its vote does not speak for them. See `Votes`.
+
+Does not live here: who may be voted for, terms, messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Protocol
 
+from zcluster.consensus import quorum
 from zcluster.consensus.api import Certificate
 from zcluster.types import MS, NO_REPLICA, Nanoseconds, ReplicaId, Term
 
@@ -31,6 +35,36 @@ class Uniform(Protocol):
     """The one thing needed of a `random.Random`."""
 
     def random(self) -> float: ...
+
+
+class Votes:
+    """The answers to one (pre-)candidacy; each voter counts once, and its first answer stands.
+
+    One suspect grant, the candidate's own included, and every voter must grant: then the candidate's log holds
+    whatever is left on any disk, and nothing that some replica has applied is ever replaced by something else.
+
+    A voter is suspect only towards candidates whose last term is not above every term it had known before the power
+    cut. It never acknowledged anything in a higher term, and an entry of a higher term was written by a leader that
+    held all that was committed before (§5.4.3), so what the voter has lost does not matter to such a candidate.
+    """
+
+    __slots__ = ("_given", "_suspect")
+
+    def __init__(self) -> None:
+        self._given: dict[ReplicaId, bool] = {}
+        self._suspect = False
+
+    def __contains__(self, voter: ReplicaId) -> bool:
+        return voter in self._given
+
+    def count(self, voter: ReplicaId, granted: bool, suspect: bool) -> None:
+        if voter not in self._given:
+            self._given[voter] = granted
+            self._suspect |= granted and suspect
+
+    def result(self, voters: Collection[ReplicaId]) -> str:
+        """quorum.WON, LOST or PENDING. Votes of replicas that are not voters do not count."""
+        return quorum.vote_result(self._given, voters, everyone=self._suspect)
 
 
 class Promise:

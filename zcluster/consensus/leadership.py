@@ -80,6 +80,17 @@ class Leadership:
     def is_alone(self) -> bool:
         return self._membership.current.voters == (self._id,)
 
+    def match_index(self) -> dict[ReplicaId, Index]:
+        """What each member has on its disk, as far as is known; the leader's own included."""
+        match_index = {replica: progress.match_index for replica, progress in self.progress.items()}
+        match_index[self._id] = self._writes.durable_index
+        return match_index
+
+    def waiting_bytes(self, commit_index: Index) -> int:
+        """Bytes of the log that wait for disks: for a majority's, or for the own one, without which followers may
+        commit for as long as they like, while what waits for it is kept in memory here."""
+        return self._log.bytes_after(max(min(commit_index, self._writes.durable_index), self._log.base_index))
+
     def majority_index(self) -> Index:
         """Highest index on the disks of a majority, the own disk included. A damaged replica does not count."""
         progress, own = self.progress, self._id

@@ -40,7 +40,7 @@ from zcluster.consensus.api import (
     VoteReply,
     VoteRequest,
 )
-from zcluster.consensus.election import Patience, Promise, Uniform
+from zcluster.consensus.election import Patience, Promise, Uniform, Votes
 from zcluster.consensus.leadership import Leadership
 from zcluster.consensus.log import Log
 from zcluster.consensus.membership import REPLICA_ID_MAX, Membership
@@ -107,7 +107,7 @@ class Raft:
         self.commit_index: Index = snapshot.index if snapshot else 0
         self.handed_index: Index = self.commit_index
         self.repair = recovered.repair
-        self.all_voters = recovered.all_voters
+        self.suspect_after: Term = -1 if recovered.suspect_after is None else recovered.suspect_after
 
         self.role: str = FOLLOWER
         self.is_leader = False
@@ -117,7 +117,7 @@ class Raft:
         self.incarnations: dict[ReplicaId, int] = {}
         self.promise = Promise()
         self.patience = Patience(rng, settings.election_timeout)
-        self.votes: dict[ReplicaId, bool] = {}
+        self.votes = Votes()
         self.quorum_time: Nanoseconds = 0
         self.quorum_commit: Index = 0
 
@@ -135,7 +135,10 @@ class Raft:
             self.patience.hurried = True
             self.election_at = now
         elif recovered.hold_votes:
-            self.promise.hold(now + settings.election_timeout)
+            self.promise.hold(min(now, recovered.stopped_at) + settings.election_timeout)
+            self.patience.hurried = True  # perhaps everybody was restarted; a leader, if there is one, is heard first
+            if self.election_at < NEVER:
+                self.election_at = max(now, self.promise.until) + self._by_rank()
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -150,9 +153,9 @@ class Raft:
     def propose(self, data: bytes, now: Nanoseconds) -> tuple[Index, Term]:
         self._observe(now)
         leadership = self._check_proposable()
-        uncommitted = self.log.bytes_after(self.commit_index)
-        if uncommitted and uncommitted + len(data) > self.settings.uncommitted_bytes_max:
-            raise Busy(f"{uncommitted} bytes wait for a majority (uncommitted_bytes_max); retry")
+        waiting = leadership.waiting_bytes(self.commit_index)
+        if waiting and waiting + len(data) > self.settings.uncommitted_bytes_max:
+            raise Busy(f"{waiting} bytes wait for disks (uncommitted_bytes_max); retry")
         index = self.log.last_index + 1
         self.log.append(Entry(index, self.term, KIND_FRAMES, data))
         leadership.replication_due = True
@@ -198,7 +201,7 @@ class Raft:
         elif self.role == CANDIDATE and self.id not in self.votes:
             durable = self.writes.durable_hard_state
             if durable.term == self.term and durable.voted_for == self.id:
-                self._count_vote(self.id, True)
+                self._count_vote(self.id, True, self.log.last_term <= self.suspect_after)
 
     def compacted(self, meta: SnapshotMeta) -> None:
         assert meta.index <= self.handed_index, "a checkpoint of entries that were never given out"
@@ -281,10 +284,6 @@ class Raft:
     def status(self) -> Status:
         current = self.membership.current
         leadership = self.leadership
-        match_index: dict[ReplicaId, Index] = {}
-        if leadership is not None:
-            match_index = {replica: progress.match_index for replica, progress in leadership.progress.items()}
-            match_index[self.id] = self.writes.durable_index
         return Status(
             role=LEARNER if self.role == FOLLOWER and self.id in current.learners else self.role,
             term=self.term,
@@ -293,7 +292,7 @@ class Raft:
             last_index=self.log.last_index,
             first_index=self.log.first_index,
             configuration=current,
-            match_index=match_index,
+            match_index=leadership.match_index() if leadership is not None else {},
             repair=self.repair,
             term_started_committed=leadership is not None and self.commit_index >= leadership.term_start,
             transfer_to=leadership.transfer_to if leadership is not None else NO_REPLICA,
@@ -359,7 +358,7 @@ class Raft:
             self.leader = NO_REPLICA
             self.matched_index = 0
         self.role = FOLLOWER
-        self.votes = {}
+        self.votes = Votes()
         self._settle_election_deadline()
 
     def _settle_election_deadline(self) -> None:
@@ -380,11 +379,11 @@ class Raft:
         self.leader = NO_REPLICA
         self.patience.attempts += 1
         self.election_at = self.now + self.patience.retry(pre_vote=True)
-        self.votes = {}
+        self.votes = Votes()
         certificate = self.promise.certificate()
         request = PreVoteRequest(self.term + 1, self.log.last_index, self.log.last_term, certificate)
         self._broadcast(self._outbox.messages, request)
-        self._count_vote(self.id, True)
+        self._count_vote(self.id, True, self.log.last_term <= self.suspect_after)
 
     def _become_candidate(self, *, transfer: bool = False) -> None:
         """The requests leave, and the own vote counts, once term and vote are on disk."""
@@ -393,20 +392,19 @@ class Raft:
         self.role = CANDIDATE
         self.leader = NO_REPLICA
         self.matched_index = 0
-        self.votes = {}
+        self.votes = Votes()
         self.patience.attempts = max(self.patience.attempts, 1)
         self.election_at = self.now + self.patience.retry(pre_vote=False)
         certificate = self.promise.certificate()
         request = VoteRequest(self.term, self.log.last_index, self.log.last_term, certificate, transfer)
         self._broadcast(self._outbox.after_persist, request)
 
-    def _count_vote(self, voter: ReplicaId, granted: bool) -> None:
-        """Each voter counts once; the first answer stands."""
-        self.votes.setdefault(voter, granted)
-        result = quorum.vote_result(self.votes, self.membership.current.voters, everyone=self.all_voters)
+    def _count_vote(self, voter: ReplicaId, granted: bool, suspect: bool) -> None:
+        self.votes.count(voter, granted, suspect)
+        result = self.votes.result(self.membership.current.voters)
         if result == quorum.LOST:
             self.role = FOLLOWER
-            self.votes = {}
+            self.votes = Votes()
         elif result == quorum.WON and self.role == PRE_CANDIDATE:
             self._become_candidate()
         elif result == quorum.WON:
@@ -416,8 +414,7 @@ class Raft:
         self.role = LEADER
         self.is_leader = True
         self.leader = self.id
-        self.all_voters = False
-        self.votes = {}
+        self.votes = Votes()
         self.patience.settle()
         self.election_at = NEVER
         self.leadership = Leadership(self.id, self.term, self.settings, self.log, self.membership, self.writes)
@@ -446,7 +443,6 @@ class Raft:
         if term > self.term or self.leader == NO_REPLICA:
             self._become_follower(term)
             self.leader, self.leader_incarnation = sender, incarnation
-            self.all_voters = False
             self.patience.settle()
             self.election_at = NEVER
         elif self.leader != sender or self.leader_incarnation != incarnation:
@@ -474,20 +470,21 @@ class Raft:
         granted = message.term > self.term and not self.repair and not self._is_loyal() and self._is_up_to_date(message)
         if granted and self.patience.hurried:
             self._give_way_to(sender, message)
-        self._outbox.messages.append((sender, PreVoteReply(message.term if granted else self.term, granted)))
+        suspect = granted and message.last_term <= self.suspect_after
+        self._outbox.messages.append((sender, PreVoteReply(message.term if granted else self.term, granted, suspect)))
 
     def _give_way_to(self, sender: ReplicaId, message: PreVoteRequest) -> None:
         """Two survivors with the same proof would split the votes: the longer log goes first, then the lower id."""
         mine = (self.log.last_term, self.log.last_index, -self.id)
         if self.role != CANDIDATE and (message.last_term, message.last_index, -sender) > mine:
-            self.role, self.votes = FOLLOWER, {}
+            self.role, self.votes = FOLLOWER, Votes()
             self.election_at = max(self.election_at, self.now + self.patience.give_way())
 
     def _handle_pre_vote_reply(self, sender: ReplicaId, message: PreVoteReply) -> None:
         if not message.granted and message.term > self.term:
             self._become_follower(message.term)
         elif self.role == PRE_CANDIDATE and (not message.granted or message.term == self.term + 1):
-            self._count_vote(sender, message.granted)
+            self._count_vote(sender, message.granted, message.suspect)
 
     def _handle_vote_request(self, sender: ReplicaId, message: VoteRequest) -> None:
         # A transfer's request goes past a promise: its leader ended its own lease, and older leases ended before.
@@ -507,16 +504,17 @@ class Raft:
             if self.voted_for != sender:
                 self._set_hard_state(self.term, sender)
             self.role = FOLLOWER
-            self.votes = {}
+            self.votes = Votes()
             if self._may_stand():
                 self.election_at = self.now + self.patience.timeout()
-        self._outbox.after_persist.append((sender, VoteReply(self.term, granted)))
+        suspect = granted and message.last_term <= self.suspect_after
+        self._outbox.after_persist.append((sender, VoteReply(self.term, granted, suspect)))
 
     def _handle_vote_reply(self, sender: ReplicaId, message: VoteReply) -> None:
         if message.term > self.term:
             self._become_follower(message.term)
         elif message.term == self.term and self.role == CANDIDATE:
-            self._count_vote(sender, message.granted)
+            self._count_vote(sender, message.granted, message.suspect)
 
     def _handle_timeout_now(self, sender: ReplicaId, message: TimeoutNow) -> None:
         """Only from the leader of this term, which has ended its lease; an older one is ignored."""

@@ -21,8 +21,9 @@ from zcluster.consensus.raft import Raft
 from zcluster.errors import Error, StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
+from zcluster.node.checkpoints import Limits
 from zcluster.node.journal import journal
-from zcluster.node.replica import Limits, Replica
+from zcluster.node.replica import Replica
 from zcluster.node.server import Server
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk, PosixDisk
@@ -31,7 +32,7 @@ from zcluster.storage.writer import Writer
 from zcluster.transport.liveness import exit_with_owner, start_ticks
 from zcluster.transport.peers import Envelope
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import MS, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
+from zcluster.types import MS, NEVER, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
 
 EXIT_DISK = 74
 EXIT_REFUSED = 78
@@ -73,7 +74,7 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
     disk: Disk = PosixDisk()
     store = open_node_store(disk, spec, node, create=create)
     found = store.recovered
-    check_usable(found, spec, node)
+    check_usable(store, spec, node)
     wakeup = Wakeup()
     writer = Writer(store.wal, spec.settings.durability, wakeup.set)
     incarnation = found.incarnation + 1
@@ -121,10 +122,11 @@ def open_node_store(disk: Disk, spec: ClusterSpec, node: str, *, create: bool) -
     """The data directory of `node`. `create` is how every process of a new cluster is started until all have been seen
     up; one that died in between finds its store made already."""
     directory = spec.data_directory(node)
+    voters = tuple(sorted(n.replica_id for n in spec.nodes))
     return open_store(
         disk,
         directory,
-        identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine),
+        identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine, voters),
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         create=create and not disk.exists(directory / "identity.json"),
         segment_bytes=spec.settings.segment_bytes,
@@ -141,7 +143,7 @@ def new_replica(
 ) -> Replica:
     """The consensus core as the disk remembers it, and the replica around it."""
     settings, replica_id = spec.settings, store.identity.replica_id
-    initial = Configuration(voters=tuple(sorted(n.replica_id for n in spec.nodes)))
+    initial = Configuration(voters=store.identity.voters)
     core = Raft(
         replica_id,
         incarnation,
@@ -168,15 +170,21 @@ def new_replica(
 
 def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
     """What the disk remembered, in the core's words."""
+    ended_at = NEVER  # at the latest when this process took the lock of the data directory
+    if not found.same_boot:
+        ended_at = 0  # all processes of an earlier boot are dead, leaders as well
+    elif found.clean_stop and found.stopped_at:
+        ended_at = found.stopped_at
     return Recovered(
         hard_state=found.hard_state,
         configuration=found.checkpoint.configuration if found.checkpoint else initial,
         snapshot=found.checkpoint,
         entries=found.entries,
         repair=found.repair,
-        all_voters=found.suspect_tail,
+        suspect_after=found.suspect_after,
         bootstrap=found.fresh,
-        hold_votes=not found.fresh and found.same_boot,
+        hold_votes=not found.fresh,
+        stopped_at=ended_at,
     )
 
 
@@ -186,14 +194,16 @@ def last_index(found: RecoveredStore) -> int:
     return found.checkpoint.index if found.checkpoint else 0
 
 
-def check_usable(found: RecoveredStore, spec: ClusterSpec, node: str) -> None:
+def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
     """Refuse to serve from data that could break promises made earlier. Raises: Refused."""
+    found = store.recovered
     if found.wiped:
         raise Refused(
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
-    if found.repair and len(spec.nodes) == 1:
+    configuration = found.checkpoint.configuration if found.checkpoint else Configuration(store.identity.voters)
+    if found.repair and configuration.voters == (store.identity.replica_id,):
         raise Refused(
             f"{found.damage or 'a repair is pending'}: a one-node cluster has no peer to repair it from. The damaged "
             "files are kept as *.damaged; restore them, or start anew with `zcluster down --purge`."

@@ -23,6 +23,7 @@ from zcluster import wire
 from zcluster.consensus.api import InstallSnapshot
 from zcluster.errors import StorageError
 from zcluster.machines.api import Machine
+from zcluster.node.journal import journal
 from zcluster.storage.checkpoint import CheckpointFile, CheckpointReceiver, list_checkpoints, read_checkpoint
 from zcluster.storage.disk import Disk
 from zcluster.transport.peers import Envelope
@@ -279,8 +280,8 @@ class SnapshotReceiver:
             restored = self._new_machine()
             restored.restore(read_checkpoint(self._disk, path))
             machine = restored
-        except (StorageError, ValueError):
-            machine = None
+        except Exception as error:  # whatever it is, the leader must hear that this one did not work
+            journal(f"replica {self._me.sender}", f"checkpoint {piece.meta.index} not installed: {error!r}")
         self._result = (identity, envelope, piece, machine)
         self._notify()
 

@@ -22,15 +22,17 @@ import msgspec
 
 from zcluster import wire
 from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
+from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
+from zcluster.node.backlog import Backlog, Waiting
+from zcluster.node.checkpoints import Checkpoints, Limits
 from zcluster.node.reads import Read, Reads
 from zcluster.types import (
     KIND_CONFIG,
     KIND_FRAMES,
     KIND_NOOP,
     MS,
-    NEVER,
     Configuration,
     Entry,
     Index,
@@ -41,21 +43,9 @@ from zcluster.types import (
     WriteBatch,
 )
 
-ENTRY_BYTES_SOFT_MAX: Final = 1 << 20  # an entry is closed when its frames exceed this; one frame may be larger
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
-PENDING_BYTES_MAX: Final = 64 << 20
-PENDING_FRAMES_MAX: Final = 100_000
 
 Client = bytes
-Waiting = list[tuple[Client, int]]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """When to write a checkpoint: after so many bytes of applied entries (or as many as the last checkpoint had, if
-    that is more), or so long after the last one (0: never by time). Nothing is written while nothing was applied."""
-
-    checkpoint_bytes: int
-    checkpoint_interval: Nanoseconds
 
 
 class Effects:
@@ -91,10 +81,8 @@ class Replica:
         whether that incarnation of a replica has exited; used only when a peer claims so."""
         self.core = core
         self.machine = machine
-        self.limits = limits
         self.cluster_id = cluster_id
         self.last_applied: Index = applied.index
-        self.checkpoint_index: Index = applied.index
         self.applied_total = 0
         self.stale_replies = 0
         self._verify_death = verify_death
@@ -102,9 +90,7 @@ class Replica:
         self._configuration = applied.configuration
         self._log_time_ms = applied.log_time_ms
         self._out = Effects()
-        self._pending: list[bytes] = []
-        self._pending_from: Waiting = []
-        self._pending_bytes = 0
+        self._backlog = Backlog()
         self._waiting: dict[Index, tuple[Term, Waiting]] = {}
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
@@ -112,13 +98,7 @@ class Replica:
         self._after_persist: deque[tuple[int, Sequence[tuple[ReplicaId, AnyMessage]]]] = deque()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
-        self._bytes_since_checkpoint = 0
-        self._bytes_captured = 0
-        self._checkpoint_size_bytes = 0
-        self._checkpoint_due: Nanoseconds = NEVER
-        self._capturing: SnapshotMeta | None = None
-        self._checkpoint_waiters: list[tuple[Client, int]] = []
-        self._arm_checkpoint(now)
+        self._checkpoints = Checkpoints(limits, applied.index, now)
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -131,7 +111,8 @@ class Replica:
         elif kind == wire.HELLO:
             self._take_hello(client, request, body)
         elif kind == wire.CHECKPOINT:
-            self._checkpoint_waiters.append((client, request))
+            if not self._checkpoints.ask((client, request)):
+                self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
         else:
@@ -169,48 +150,47 @@ class Replica:
         self, meta: SnapshotMeta, error: Exception | None, now: Nanoseconds, size_bytes: int = 0
     ) -> None:
         """The checkpoint asked for by `Effects.capture` is durable, or failed (then the log is simply kept)."""
-        self._capturing = None
-        waiters, self._checkpoint_waiters = self._checkpoint_waiters, []
         if error is None:
-            self._checkpoint_size_bytes = size_bytes
             self._checkpoint_complete(meta)
-        for client, request in waiters:
+        for client, request in self._checkpoints.end(now, size_bytes=size_bytes, failed=error is not None):
             if error is None:
                 self._reply(client, wire.RESULT, request, wire.encode([meta.index]))
             else:
                 self._fail(client, request, f"checkpoint failed: {error}")
-        self._arm_checkpoint(now)
 
     def snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
         self.core.snapshot_status(replica, ok, now)
 
     def capture_now(self, now: Nanoseconds) -> bool:
         """Ask for a checkpoint of what is applied. False: there is nothing new, or one is being written."""
-        if self._capturing is not None or self.last_applied == self.checkpoint_index:
+        if self.capturing or self.last_applied == self.checkpoint_index:
             return False
         meta = SnapshotMeta(self.last_applied, self._applied_epoch, self._configuration, self._log_time_ms)
-        self._capturing = meta
-        self._bytes_captured = self._bytes_since_checkpoint
-        self._checkpoint_due = NEVER
+        self._checkpoints.begin(meta)
         self._out.capture = (meta, self.machine.capture())
         return True
 
     def next_deadline(self) -> Nanoseconds:
-        return min(self.core.next_deadline(), self._checkpoint_due)
+        return min(self.core.next_deadline(), self._checkpoints.due)
 
     @property
     def capturing(self) -> bool:
-        return self._capturing is not None
+        return self._checkpoints.capturing is not None
+
+    @property
+    def checkpoint_index(self) -> Index:
+        """Of the newest checkpoint that is complete."""
+        return self._checkpoints.index
 
     # -- the turn -----------------------------------------------------------------------------------------------------
 
     def turn(self, now: Nanoseconds, wall_ms: int) -> Effects:
         """Let everything that came in take effect. Call after each batch of inputs."""
-        if self._pending:
+        if self._backlog:
             self._propose(now, wall_ms)
         self._refuse_reads(self._reads.ask(self.core, now))
         self._drain(None, None)
-        while self._pending and self._propose(now, wall_ms):  # room again: what was applied has left the window
+        while self._backlog and self._propose(now, wall_ms):  # room again: what was applied has left the window
             self._drain(None, None)
         leads = (self.core.leader, self.core.term)
         if leads != self._announced and leads[0] != 0:
@@ -223,56 +203,30 @@ class Replica:
     def _propose(self, now: Nanoseconds, wall_ms: int) -> bool:
         """One entry of the waiting frames. True if there may be room for another."""
         if not self.core.is_leader:
-            self._refuse_pending()
+            self._refuse_backlog()
             return False
         if self._proposed_term == self.core.term and self._last_proposed - self.last_applied >= ENTRIES_IN_FLIGHT_MAX:
             return False
-        frames, waiting = self._pending, self._pending_from
-        if self._pending_bytes > ENTRY_BYTES_SOFT_MAX:
-            frames, waiting = self._split_pending()
+        frames, waiting = self._backlog.take()
         try:
             index, term = self.core.propose(wire.encode_payload(0, wall_ms, frames), now)
         except NotLeader:
-            self._refuse_pending()
+            for client, request in waiting:
+                self._not_leader(client, request)
+            self._refuse_backlog()
             return False
         except Busy as busy:
-            self._restore_pending(frames, waiting)
             text = wire.encode([str(busy)])
-            for client, request in self._pending_from:
+            for client, request in waiting + self._backlog.clear():
                 self._reply(client, wire.BUSY, request, text)
-            self._clear_pending()
             return False
-        if frames is self._pending:
-            self._clear_pending()
         self._waiting[index] = (term, waiting)
         self._last_proposed, self._proposed_term = index, term
         return True
 
-    def _split_pending(self) -> tuple[list[bytes], Waiting]:
-        """Take frames off the front, up to the soft size of an entry but at least one."""
-        size, count = 0, 0
-        for frame in self._pending:
-            if count and size + len(frame) > ENTRY_BYTES_SOFT_MAX:
-                break
-            size += len(frame)
-            count += 1
-        frames, waiting = self._pending[:count], self._pending_from[:count]
-        self._pending, self._pending_from = self._pending[count:], self._pending_from[count:]
-        self._pending_bytes -= size
-        return frames, waiting
-
-    def _restore_pending(self, frames: list[bytes], waiting: Waiting) -> None:
-        if frames is not self._pending:
-            self._pending = frames + self._pending
-            self._pending_from = waiting + self._pending_from
-
-    def _clear_pending(self) -> None:
-        self._pending, self._pending_from, self._pending_bytes = [], [], 0
-
-    def _refuse_pending(self) -> None:
-        for client, request in self._pending_from:
+    def _refuse_backlog(self) -> None:
+        for client, request in self._backlog.clear():
             self._not_leader(client, request)
-        self._clear_pending()
 
     def _drain(self, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         """Carry every Ready of the core over. `machine`: restored from `installed`, in case the core takes it."""
@@ -313,7 +267,7 @@ class Replica:
         self._configuration, self._log_time_ms = meta.configuration, meta.log_time_ms
         for index in [i for i in self._waiting if i <= meta.index]:
             del self._waiting[index]  # outcome unknown here; the clients ask again with the same ids
-        self._bytes_since_checkpoint = self._bytes_captured = 0
+        self._checkpoints.replaced()
         self._checkpoint_complete(meta)
 
     def _apply(self, entries: Sequence[Entry]) -> None:
@@ -330,7 +284,7 @@ class Replica:
                 self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)
                 results = machine_apply(index, self._log_time_ms, payload.frames)
                 self.applied_total += len(results)
-                self._bytes_since_checkpoint += len(data)
+                self._checkpoints.bytes_since += len(data) + ENTRY_OVERHEAD_BYTES
                 waiting = self._waiting.pop(index, None)
                 if waiting is not None:
                     if waiting[0] == entry.epoch:
@@ -363,12 +317,10 @@ class Replica:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _take_write(self, client: Client, request: int, body: bytes) -> None:
-        if len(self._pending) >= PENDING_FRAMES_MAX or self._pending_bytes > PENDING_BYTES_MAX:
+        if self._backlog.full:
             self._reply(client, wire.BUSY, request, wire.encode(["too many writes are waiting"]))
-            return
-        self._pending.append(body)
-        self._pending_from.append((client, request))
-        self._pending_bytes += len(body)
+        else:
+            self._backlog.add(client, request, body)
 
     def _take_read(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
         try:
@@ -429,34 +381,15 @@ class Replica:
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
-    def _arm_checkpoint(self, now: Nanoseconds) -> None:
-        interval = self.limits.checkpoint_interval
-        self._checkpoint_due = now + interval if interval else NEVER
-
     def _maybe_checkpoint(self, now: Nanoseconds) -> None:
-        if self._capturing is not None:
-            return
-        # Writing the state again must not cost more than writing the log did: a large state waits for as large a log.
-        enough = max(self.limits.checkpoint_bytes, self._checkpoint_size_bytes)
-        if self._checkpoint_waiters or self._bytes_since_checkpoint >= enough:
-            pass
-        elif now < self._checkpoint_due:
-            return
-        if self.capture_now(now):
-            return
-        self._arm_checkpoint(now)  # nothing new to write
-        waiters, self._checkpoint_waiters = self._checkpoint_waiters, []
-        for client, request in waiters:
-            self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))
+        if self._checkpoints.wanted(now) and not self.capture_now(now):  # nothing new to write
+            for client, request in self._checkpoints.end(now):
+                self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))
 
     def _checkpoint_complete(self, meta: SnapshotMeta) -> None:
-        if meta.index <= self.checkpoint_index and self.checkpoint_index:
-            return
-        self.checkpoint_index = meta.index
-        self._bytes_since_checkpoint -= self._bytes_captured
-        self._bytes_captured = 0
-        self._out.compacted = meta
-        self.core.compacted(meta)
+        if self._checkpoints.complete(meta):
+            self._out.compacted = meta
+            self.core.compacted(meta)
 
 
 _decode_read = msgspec.msgpack.Decoder(tuple[int, int, list[Any]]).decode

@@ -37,7 +37,7 @@ from zcluster.transport.clients import ClientSocket
 from zcluster.transport.peers import Envelope, PeerLinks
 from zcluster.transport.sockets import Security, serve_authentication
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import MS, NEVER, Nanoseconds, SnapshotMeta
+from zcluster.types import MS, NEVER, Index, Nanoseconds, SnapshotMeta
 
 PEERS_A_TURN: Final = 512
 CLIENTS_A_TURN: Final = 1024
@@ -141,7 +141,9 @@ class Server:
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
         due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, until)
         before = monotonic()
-        busy = self._pump() or self._maintaining
+        # What follows from a write may be another write, submitted since the log was last pumped.
+        unwritten = not self._writer.busy() and self._writer.waiting()
+        busy = self._pump() or self._maintaining or unwritten
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
         events = dict(self._poller.poll(timeout_ms))
         if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
@@ -223,14 +225,17 @@ class Server:
         for to, meta in out.snapshot_sends:
             self._send_snapshot(to, meta)
         if out.compacted is not None:
-            oldest = prune(self._disk, self._store.checkpoints, keep=2)
-            self._writer.trim(oldest + 1)
+            self._writer.trim(self._prune)
         if out.capture is not None:
             self._start_checkpoint(*out.capture)
 
     def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
         for client, head, body in replies:
             self._clients.send(client, head, body)
+
+    def _prune(self) -> Index:
+        """In the log's helper thread: let old checkpoints go. Returns the first index that the log must keep."""
+        return prune(self._disk, self._store.checkpoints, keep=2) + 1
 
     def _announce(self, leader: int, term: int) -> None:
         journal(self._node, f"leader is {self._spec.node_name(leader) or leader}, term {term}")

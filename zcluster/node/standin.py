@@ -86,7 +86,9 @@ class StandIn:
         quiet, seen = 0, -1
         while not self._closed.wait(TICK_S):
             with self._lock:
-                late = self._since != 0 and time.monotonic_ns() - self._since > STALL
+                # A loop that has failed is not run again: its state may be half changed.
+                stalled = self._since != 0 and time.monotonic_ns() - self._since > STALL
+                late = stalled and self._failure is None
                 if late:
                     self._covering, self._back = True, False
                     self._returned.clear()

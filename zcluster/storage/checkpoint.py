@@ -11,6 +11,7 @@ Threads: one per object; only `BackgroundCheckpoint` has a thread of its own.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import zlib
@@ -60,7 +61,8 @@ def list_checkpoints(disk: Disk, directory: Path) -> list[CheckpointInfo]:
     for name in disk.listdir(directory):
         if match := _NAME.fullmatch(name):
             path = directory / name
-            found.append(CheckpointInfo(path, int(match[1]), int(match[2]), _size(disk, path)))
+            with contextlib.suppress(FileNotFoundError):  # pruned at this moment, by another thread
+                found.append(CheckpointInfo(path, int(match[1]), int(match[2]), _size(disk, path)))
     found.sort(key=lambda info: (info.index, info.epoch), reverse=True)
     return found
 
@@ -183,7 +185,8 @@ class CheckpointReceiver:
         self.size = size
         self._cluster_id = cluster_id
         self._disk = disk
-        self._file = TemporaryFile(disk, directory, meta, suffix=".received")
+        # Pieces are written by the event loop, which must not wait for a sync; `finish` has a thread for that.
+        self._file = TemporaryFile(disk, directory, meta, suffix=".received", sync_every_bytes=1 << 62)
 
     @property
     def received(self) -> int:

@@ -52,11 +52,19 @@ def checkpoint_name(index: Index, epoch: Term) -> str:
 class TemporaryFile:
     """Appended to under a temporary name, then published under the final one."""
 
-    def __init__(self, disk: Disk, directory: Path, meta: SnapshotMeta, suffix: str = "") -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        meta: SnapshotMeta,
+        suffix: str = "",
+        sync_every_bytes: int = SYNC_EVERY_BYTES,
+    ) -> None:
         self._disk = disk
         self._final = directory / checkpoint_name(meta.index, meta.epoch)
         self.path = self._final.with_name(self._final.name + suffix + TEMPORARY)
         self.offset = 0
+        self._sync_every_bytes = sync_every_bytes
         self._synced = 0
         self._handle = -1
         try:
@@ -70,7 +78,7 @@ class TemporaryFile:
         try:
             self._disk.pwritev(self._handle, buffers, self.offset)
             self.offset += sum(map(len, buffers))
-            if self.offset - self._synced >= SYNC_EVERY_BYTES:
+            if self.offset - self._synced >= self._sync_every_bytes:
                 self._disk.fdatasync(self._handle)
                 self._synced = self.offset
         except OSError as error:

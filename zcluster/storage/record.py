@@ -24,7 +24,7 @@ The payload is a row of records, 24 bytes of header each:
     CUT   forget all entries after `index`
     MARK  kind START: body is a msgpack `StartMark`; first record of each segment and of each start of the process
           kind INSTALLED: the checkpoint (index, epoch) took the place of the log up to `index`
-          kind CLEAN_STOP: written and synced last by an orderly stop
+          kind CLEAN_STOP: written and synced last by an orderly stop; `index` is the moment, in monotonic nanoseconds
 
 The torn-tail rule. Reading stops at the first offset where no valid frame begins. If a valid frame header further on
 says `synced` > that offset, then bytes that had been synced are gone: *damage*. If none does, nobody was ever promised

@@ -39,7 +39,7 @@ from zcluster.storage.record import StartMark, WalState, cluster_digest
 from zcluster.storage.replay import Chain, Replay, assemble, newest_state
 from zcluster.storage.segment import Segment, is_spare_name, parse_segment_name, read_segment
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
-from zcluster.types import Entry, HardState, Identity, SnapshotMeta, Term, WriteBatch
+from zcluster.types import Entry, HardState, Identity, Nanoseconds, SnapshotMeta, Term, WriteBatch
 
 LOCK: Final = "lock"
 WAL: Final = "wal"
@@ -55,7 +55,8 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     entries: ascending by index, after replay; contiguous for Raft, possibly with holes for Paxos. They begin at or
         before checkpoint.index + 1.
     checkpoint, checkpoint_path: the newest usable one.
-    suspect_tail: weak durability and a power cut: acknowledged entries may be missing at the end.
+    clean_stop, stopped_at: the last process stopped in order, at that moment (monotonic, of its boot).
+    suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing.
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
         by an earlier damage that was not made good yet).
     wiped: the hard state is lost: refuse to start. The log is not usable then.
@@ -68,8 +69,9 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: SnapshotMeta | None = None
     checkpoint_path: Path | None = None
     clean_stop: bool = False
+    stopped_at: Nanoseconds = 0
     same_boot: bool = False
-    suspect_tail: bool = False
+    suspect_after: Term | None = None
     damage: Corrupt | None = None
     repair: bool = False
     wiped: bool = False
@@ -109,7 +111,7 @@ def open_store(
     """Open (or create) the data directory of one replica.
 
     Args:
-        identity: who the caller is; must be what the directory says.
+        identity: who the caller is; must be what the directory says, but for `voters`, which count only at creation.
         boot_id: of the machine's current boot; a change tells a power cut from a killed process.
         create: only at the first creation of a cluster: the directory is absent, empty, or left over from a creation
             that did not get to its end.
@@ -129,7 +131,8 @@ def open_store(
         try:
             if create:
                 _create(disk, directory, identity, boot_id, segment_bytes)
-            check_identity(read_identity(disk, directory), identity, directory)
+            found = read_identity(disk, directory)
+            check_identity(found, identity, directory)
             wal, recovered = _Recovery(disk, directory, identity, boot_id, segment_bytes).run()
             if create and not recovered.fresh:
                 wal.close()
@@ -139,7 +142,7 @@ def open_store(
             raise
     except OSError as error:
         raise storage_error("open", directory, error) from error
-    return Store(disk, directory, identity, wal, recovered, lock)
+    return Store(disk, directory, found, wal, recovered, lock)
 
 
 def _make_directory(disk: Disk, directory: Path) -> None:
@@ -233,7 +236,7 @@ class _Recovery:
             last = chain.kept[-1].segment.scan.last
             assert last is not None, "a segment without a frame was never begun"
             state = last.state  # not that of unsynced frames behind a torn tail
-        recovered, suspect_after = self._recovered(state, checkpoint, chain)
+        recovered = self._recovered(state, checkpoint, chain)
         position = WalPosition(
             segments=self._live,
             next_id=next_id,
@@ -241,7 +244,7 @@ class _Recovery:
             state=state,
             start=self._replay.start or StartMark("", _SOUND),
             boot_id=self._boot_id,
-            suspect_after=suspect_after,
+            suspect_after=recovered.suspect_after,
         )
         if unbegun is not None:
             self._disk.unlink(unbegun.path)
@@ -283,29 +286,27 @@ class _Recovery:
         self._replay.entries.clear()
         return self._usable_checkpoint(0)
 
-    def _recovered(
-        self, state: WalState, checkpoint: _Usable | None, chain: Chain
-    ) -> tuple[RecoveredStore, Term | None]:
+    def _recovered(self, state: WalState, checkpoint: _Usable | None, chain: Chain) -> RecoveredStore:
         replay = self._replay
         entries = replay.above(checkpoint.meta.index if checkpoint else 0)
         epochs = [entry.epoch for entry in entries] + ([checkpoint.meta.epoch] if checkpoint else [])
         suspect_after = self._suspect_after(state, max(epochs, default=0))
         same_boot = replay.start is not None and replay.start.boot_id == self._boot_id
         nothing = not entries and checkpoint is None and state.incarnation == 0
-        recovered = RecoveredStore(
+        return RecoveredStore(
             hard_state=HardState(state.term, state.voted_for),
             incarnation=state.incarnation,
             entries=entries,
             checkpoint=checkpoint.meta if checkpoint else None,
             checkpoint_path=checkpoint.path if checkpoint else None,
             clean_stop=replay.clean,
+            stopped_at=replay.stopped_at if replay.clean else 0,
             same_boot=same_boot,
-            suspect_tail=suspect_after is not None,
+            suspect_after=suspect_after,
             damage=self._damage,
             repair=state.repair or chain.lost,
             fresh=nothing and not chain.lost,
         )
-        return recovered, suspect_after
 
     def _suspect_after(self, state: WalState, highest_epoch: Term) -> Term | None:
         """See the module docstring; None: the tail is sound."""

@@ -16,7 +16,7 @@ from zcluster.storage import record
 from zcluster.storage.disk import Disk
 from zcluster.storage.record import StartMark, WalState
 from zcluster.storage.segment import Segment, SegmentHeader, read_bytes
-from zcluster.types import Entry, Index, Term
+from zcluster.types import Entry, Index, Nanoseconds, Term
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -128,6 +128,7 @@ class Replay:
 
     entries: by index. floor: indices up to this one are not in `entries` because a checkpoint took their place.
     highest: the highest index ever put or installed. installed: the newest installed checkpoint (index, epoch).
+    clean, stopped_at: the last frame is that of an orderly stop, and its moment.
     """
 
     def __init__(self) -> None:
@@ -137,6 +138,7 @@ class Replay:
         self.installed: tuple[Index, Term] | None = None
         self.start: StartMark | None = None
         self.clean = False
+        self.stopped_at: Nanoseconds = 0
         self._last: Index = 0  # no entry is above it
 
     def read(self, disk: Disk, kept: Kept) -> Index:
@@ -172,7 +174,7 @@ class Replay:
                 self.install(index, epoch)
                 entries = self.entries
             else:
-                self.clean = True
+                self.clean, self.stopped_at = True, index
         self._last = max(self._last, highest)
         return highest
 

@@ -36,7 +36,7 @@ from zcluster.storage.segment import (
     segment_name,
     spare_name,
 )
-from zcluster.types import HardState, Index, SnapshotMeta, Term, WriteBatch
+from zcluster.types import HardState, Index, Nanoseconds, SnapshotMeta, Term, WriteBatch
 
 DEFAULT_SEGMENT_BYTES: Final = 8 << 20
 SEGMENT_BYTES_MIN: Final = 4096
@@ -167,9 +167,9 @@ class Wal:
         self._segments[-1].max_index = max(self._segments[-1].max_index, put_highest)
         return written
 
-    def mark_clean_stop(self) -> None:
-        """The last frame of an orderly stop; the caller syncs before and after."""
-        self._write_frame([record.mark_record(record.MARK_CLEAN_STOP)], self.state)
+    def mark_clean_stop(self, now: Nanoseconds) -> None:
+        """The last frame of an orderly stop at `now` (monotonic); the caller syncs before and after."""
+        self._write_frame([record.mark_record(record.MARK_CLEAN_STOP, index=now)], self.state)
 
     def seal(self) -> None:
         """Leave proof that everything written so far is synced (if it is, and no frame says so yet)."""

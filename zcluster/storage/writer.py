@@ -67,9 +67,6 @@ class LogWriter(Protocol):
 
     def completed(self) -> Completion: ...
 
-    def trim(self, keep_from: Index) -> None:
-        """Let the log forget whole segments below `keep_from`, after everything submitted so far."""
-
     def close(self, clean: bool) -> None:
         """Write out what is queued (clean: with a sync and a clean-stop mark), close the log. Never raises for the
         disk: see `completed().error`."""
@@ -106,7 +103,7 @@ class _Executor:
         if self.completion.error is None:
             self._guard(self._tidy)
 
-    def trim(self, keep_from: Index) -> None:
+    def trim(self, keep_from: Index | Exception) -> None:
         if self.completion.error is None:
             self._guard(partial(self._trim, keep_from))
 
@@ -138,12 +135,14 @@ class _Executor:
         self._wal.seal()
         self._wal.prepare()
 
-    def _trim(self, keep_from: Index) -> None:
+    def _trim(self, keep_from: Index | Exception) -> None:
+        if isinstance(keep_from, Exception):
+            raise keep_from
         self._wal.trim(keep_from)
 
     def _stop_cleanly(self) -> None:
         self._sync()
-        self._wal.mark_clean_stop()
+        self._wal.mark_clean_stop(self._clock())
         self._sync_and_publish()
 
     def _publish(self, error: StorageError | None = None) -> None:
@@ -241,10 +240,14 @@ class Writer:
     def completed(self) -> Completion:
         return self._executor.completion
 
-    def trim(self, keep_from: Index) -> None:
-        """Let the log forget whole segments below `keep_from`, after everything submitted so far."""
+    def trim(self, clear: Callable[[], Index]) -> None:
+        """Let the log forget whole segments below the index that `clear` returns.
+
+        `clear` is called in the helper, once everything submitted so far is written, and may use the disk as long as it
+        likes: neither the loop nor `pump` waits for it. What it raises ends the writer as a failed write does.
+        """
         self._check_open()
-        self._commands.put(_Trim(keep_from))
+        self._commands.put(_Trim(clear))
 
     def close(self, clean: bool) -> None:
         """Write out what is queued, end the thread, close the log; see `LogWriter`."""
@@ -264,31 +267,44 @@ class Writer:
         self._executor.run()
         self._executor.tick(self._clock())
 
+    def _clear(self, command: _Trim) -> Index | Exception:
+        with self._disk:  # an installed checkpoint must be in the log before older ones may go
+            self._work()
+        self._take_over()
+        try:
+            return command.clear()
+        except Exception as error:
+            return error
+
     def _run(self) -> None:
         """The helper: one command at a time, and whatever was submitted while it had the disk."""
         while True:
             command = self._commands.get()
+            keep_from = self._clear(command) if isinstance(command, _Trim) else 0
             with self._disk:
                 if isinstance(command, _Close):
                     self._executor.close(command.clean)
                     return
                 self._work()
                 if isinstance(command, _Trim):
-                    self._executor.trim(command.keep_from)
+                    self._executor.trim(keep_from)
                 else:
                     self._executor.idle()
                     self._tidying = False
-            # Only now can `pump` get the disk again; what it could not write meanwhile is ours to write.
-            while (
-                self._executor.policy.waiting()
-                and self._executor.completion.error is None
-                and self._disk.acquire(blocking=False)
-            ):
-                try:
-                    self._work()
-                finally:
-                    self._disk.release()
-            self._executor.notify()  # deadlines count again
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """`pump` can get the disk again; what it could not write meanwhile is the helper's to write."""
+        while (
+            self._executor.policy.waiting()
+            and self._executor.completion.error is None
+            and self._disk.acquire(blocking=False)
+        ):
+            try:
+                self._work()
+            finally:
+                self._disk.release()
+        self._executor.notify()  # deadlines count again
 
 
 class _Tidy(msgspec.Struct, frozen=True):
@@ -296,7 +312,7 @@ class _Tidy(msgspec.Struct, frozen=True):
 
 
 class _Trim(msgspec.Struct, frozen=True):
-    keep_from: Index
+    clear: Callable[[], Index]
 
 
 class _Close(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -133,6 +134,27 @@ def test_many_threads_share_a_client(cluster: FakeCluster) -> None:
     marks = (kv.get("all") or b"").split(b";")[:-1]
     assert len(marks) == len(set(marks)) == 16 * 30
     assert len(cluster.frame_sizes) < 2 * 16 * 30, "writes of several threads share frames"
+    kv.close()
+
+
+def test_ctrl_c_while_an_operation_is_being_queued_mixes_no_answers(cluster: FakeCluster) -> None:
+    """Between the operation and its caller, which stand in two lists side by side."""
+
+    class Interrupting(list[Any]):
+        def append(self, item: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            super().append(item)
+
+    kv = KV(cluster.spec)
+    assert kv.put("a", b"1") == 1
+    writes = kv._connected().session._writes
+    writes._tokens = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        kv.put("b", b"2")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert kv.cas("c", None, b"3") is True
+    assert kv.append("c", b"+") == b"3+"
+    assert kv.get("b") == b"2"
     kv.close()
 
 

@@ -63,7 +63,7 @@ class Disk:
             return True
         return any(e is not None and e.epoch == epoch for e in (self.entries.get(index), self.damaged.get(index)))
 
-    def recovered(self, **flags: bool) -> Recovered:
+    def recovered(self, **flags: Any) -> Recovered:
         first = self.snapshot.index + 1 if self.snapshot else 1
         while first - 1 in self.entries and first > 1:
             first -= 1
@@ -208,7 +208,7 @@ class Network:
         self.start(replica_id, hold_votes=False)
         return node
 
-    def start(self, replica_id: int, *, hold_votes: bool = True, **flags: bool) -> None:
+    def start(self, replica_id: int, *, hold_votes: bool = True, **flags: Any) -> None:
         node = self.nodes[replica_id]
         assert node.core is None
         node.incarnation += 1

@@ -199,6 +199,46 @@ def test_restarted_replica_holds_its_vote_and_does_not_stand_for_an_election_tim
     assert solo.last(VoteReply).granted
 
 
+def test_the_hold_counts_from_the_end_of_the_former_life_where_that_is_known() -> None:
+    start = 1_000 * MS
+    solo = Solo(term=1, hold_votes=True, stopped_at=start - 200 * MS)
+    solo.wait(TIMEOUT - 200 * MS - 1)
+    solo.step(2, PreVoteRequest(2, 9, 1))
+    assert not solo.last(PreVoteReply).granted
+    solo.now += 1
+    solo.step(2, PreVoteRequest(2, 9, 1))
+    assert solo.last(PreVoteReply).granted
+    future = Solo(term=1, hold_votes=True, stopped_at=start + 10_000 * MS)
+    future.wait(TIMEOUT - 1)
+    assert future.core.promise.binds(future.now), "no moment of a former life is later than now"
+    future.now += 1
+    assert not future.core.promise.binds(future.now)
+
+
+def test_where_all_were_restarted_they_elect_as_soon_as_no_promise_binds() -> None:
+    network = Network(3, seed=5)
+    network.elect()
+    network.commit()
+    for stopped_at, span in ((network.now - 10_000 * MS, 100 * MS), (NEVER, TIMEOUT + 100 * MS)):
+        for replica in (1, 2, 3):
+            network.crash(replica)
+        for replica in (3, 2, 1):
+            network.start(replica, stopped_at=stopped_at)
+        network.run(span)
+        assert network.leader()
+
+
+def test_a_replica_restarted_after_an_orderly_stop_does_not_disturb_the_others() -> None:
+    network = Network(3, seed=6)
+    leader = network.elect()
+    term = network.core(leader).term
+    other = next(i for i in (1, 2, 3) if i != leader)
+    network.crash(other, tell=False)
+    network.start(other, stopped_at=0)
+    network.run(3_000 * MS)
+    assert (network.leader(), network.core(leader).term) == (leader, term)
+
+
 def test_replica_in_repair_neither_votes_nor_stands() -> None:
     solo = Solo(term=1, repair=True)
     solo.step(2, PreVoteRequest(2, 9, 1), VoteRequest(2, 9, 1))
@@ -208,8 +248,8 @@ def test_replica_in_repair_neither_votes_nor_stands() -> None:
     assert (solo.core.role, solo.core.next_deadline()) == ("follower", NEVER)
 
 
-def test_after_a_power_loss_the_first_election_needs_every_voter() -> None:
-    solo = Solo(term=1, all_voters=True)
+def test_after_a_power_cut_a_candidate_that_may_lack_something_needs_every_voter() -> None:
+    solo = Solo(term=1, suspect_after=1)
     solo.time_out()
     solo.step(2, PreVoteReply(2, True))
     assert solo.core.role == "pre_candidate"
@@ -218,13 +258,58 @@ def test_after_a_power_loss_the_first_election_needs_every_voter() -> None:
     assert solo.core.role == "candidate"
     solo.step(3, VoteReply(2, True))
     assert solo.core.is_leader
-    refused = Solo(term=1, all_voters=True)
+    refused = Solo(term=1, suspect_after=1)
     refused.time_out()
     refused.step(2, PreVoteReply(1, False))
     assert refused.core.role == "follower"
-    heard = Solo(term=1, all_voters=True)
-    heard.follow(2)
-    assert not heard.core.all_voters
+
+
+def test_one_suspect_vote_makes_a_candidate_need_every_voter() -> None:
+    solo = Solo(term=1, log=entries(1, 1))
+    solo.time_out()
+    solo.step(2, PreVoteReply(2, True, suspect=True))
+    assert solo.core.role == "pre_candidate"
+    solo.step(3, PreVoteReply(2, True))
+    solo.step(3, VoteReply(2, True))
+    assert solo.core.is_leader, "the second vote was sound; so the first one need not be waited for"
+    solo = Solo(term=1, log=entries(1, 1))
+    solo.time_out()
+    solo.step(2, PreVoteReply(2, True), VoteReply(2, True, suspect=True))
+    assert solo.core.role == "candidate"
+    solo.step(3, VoteReply(2, True))
+    assert solo.core.is_leader
+
+
+@pytest.mark.parametrize(("last_term", "suspect"), [(3, True), (4, True), (5, False)])
+def test_a_voter_is_suspect_unless_the_candidate_has_an_entry_of_a_later_term(last_term: int, suspect: bool) -> None:
+    solo = Solo(term=4, log=entries(1, 3), suspect_after=4)
+    solo.step(2, PreVoteRequest(6, 9, last_term), VoteRequest(6, 9, last_term))
+    assert solo.take() == [(2, PreVoteReply(6, True, suspect)), (2, VoteReply(6, True, suspect))]
+
+
+def test_after_a_power_cut_a_short_but_sound_log_does_not_replace_what_another_replica_has_applied() -> None:
+    """Replica 3 stopped cleanly and early; 1 and 2 went on. The power cut takes 2's copy, 1 has a checkpoint."""
+    network = Network(3, seed=11, pidfds=True)
+    network.elect()
+    network.commit(b"early")
+    network.settle()
+    network.crash(3)
+    for number in range(5):
+        network.commit(b"late %d" % number)
+    network.settle()
+    network.compact(1)
+    terms = {i: network.nodes[i].disk.hard_state.term for i in (1, 2)}
+    for replica in (1, 2):
+        network.crash(replica)
+    network.nodes[2].disk.entries = {i: e for i, e in network.nodes[2].disk.entries.items() if i <= 2}
+    network.start(3, hold_votes=False)
+    network.start(2, hold_votes=False, suspect_after=terms[2])
+    network.run(5_000 * MS)
+    assert not network.leader(), "it lacks what replica 1 has applied"
+    network.start(1, hold_votes=False, suspect_after=terms[1])
+    network.elect()
+    network.commit(b"after")
+    network.settle()  # the oracle compares what each replica is given to apply
 
 
 # -- time --------------------------------------------------------------------------------------------------------------

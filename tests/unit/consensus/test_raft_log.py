@@ -248,7 +248,7 @@ def test_requests_are_pipelined_up_to_the_window() -> None:
 
 
 def test_batches_are_bounded_by_bytes() -> None:
-    solo = Solo(settings=Settings(batch_bytes_max=300))
+    solo = Solo(settings=Settings(batch_bytes_max=600))
     solo.lead()
     solo.take()
     for _ in range(6):
@@ -284,6 +284,20 @@ def test_bounds_on_what_is_uncommitted() -> None:
     with pytest.raises(Busy):
         solo.propose(b"x")
     solo.acknowledge(2)
+    solo.propose(b"x")
+
+
+def test_a_leader_whose_disk_stalls_is_bounded_though_the_others_commit_without_it() -> None:
+    solo = Solo(settings=Settings(uncommitted_bytes_max=1000))
+    solo.lead()
+    solo.auto = False
+    with pytest.raises(Busy):
+        for _ in range(100):
+            index = solo.propose(b"x" * 100)
+            solo.acknowledge(2)
+            solo.acknowledge(3)
+            assert solo.core.commit_index == index
+    solo.persist()
     solo.propose(b"x")
 
 

@@ -22,6 +22,7 @@ from zcluster.consensus.api import (
     TimeoutNow,
     VoteRequest,
 )
+from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, InvalidInput
 from zcluster.types import KIND_CONFIG, MS, NEVER, Configuration, Entry, SnapshotMeta
 
@@ -285,7 +286,7 @@ def test_snapshot_is_acknowledged_once_persisted() -> None:
 
 
 def test_compaction_keeps_a_bounded_tail() -> None:
-    solo = Solo(settings=Settings(retained_bytes_max=3 * 132))
+    solo = Solo(settings=Settings(retained_bytes_max=3 * (100 + ENTRY_OVERHEAD_BYTES)))
     solo.lead()
     for _ in range(9):
         solo.propose(b"x" * 100)

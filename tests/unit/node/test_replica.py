@@ -12,7 +12,8 @@ from zcluster import wire
 from zcluster.consensus.api import AppendReply, AppendRequest, ConfigChange, InstallSnapshot, Ready, Status, VoteRequest
 from zcluster.errors import Busy, FormatTooNew, NotLeader
 from zcluster.machines.api import Snapshot
-from zcluster.node.replica import ENTRIES_IN_FLIGHT_MAX, Effects, Limits, Replica
+from zcluster.node.checkpoints import RETRY_AFTER, WAITERS_MAX, Limits
+from zcluster.node.replica import ENTRIES_IN_FLIGHT_MAX, Effects, Replica
 from zcluster.types import KIND_FRAMES, KIND_NOOP, NEVER, Configuration, Entry, SnapshotMeta, WriteBatch
 
 META0 = SnapshotMeta(0, 0, Configuration((1, 2, 3)))
@@ -362,6 +363,27 @@ def test_a_failed_checkpoint_keeps_the_log_and_says_so() -> None:
     assert head == wire.pack_head(wire.FAILED, 8)
     assert "disk full" in msgspec.msgpack.decode(body)[1]
     assert replica.checkpoint_index == 0
+
+
+def test_a_checkpoint_that_failed_is_not_tried_again_at_once() -> None:
+    """The disk is full: every turn would start a thread, write a lot, and fail again."""
+    replica, core, _machine = make(Limits(checkpoint_bytes=10, checkpoint_interval=0))
+    core.commit(b"x" * 100)
+    meta, _view = effects(replica)["capture"]
+    replica.checkpoint_done(meta, OSError("full"), 1_000)
+    core.commit(b"x" * 100)
+    assert "capture" not in effects(replica, now=1_000)
+    assert replica.next_deadline() == 1_000 + RETRY_AFTER
+    assert "capture" in effects(replica, now=1_000 + RETRY_AFTER)
+
+
+def test_those_who_wait_for_a_checkpoint_are_bounded() -> None:
+    replica, core, _machine = make()
+    core.commit(b"x")
+    for request in range(WAITERS_MAX + 1):
+        replica.client_message(A, wire.CHECKPOINT, request, b"", 0)
+    replies = effects(replica)["replies"]
+    assert [reply[1] for reply in replies] == [wire.pack_head(wire.BUSY, WAITERS_MAX)]
 
 
 def test_checkpoints_by_time_skip_when_nothing_changed() -> None:

@@ -81,5 +81,28 @@ def test_an_error_of_the_covered_loop_comes_out_in_its_own_thread(loop: Loop, st
         standin.cover(lambda: assert_true(failed.wait(WATCHDOG_S)))
 
 
+def test_a_loop_that_has_failed_is_not_run_again(loop: Loop, standin: StandIn) -> None:
+    """Whatever it was in the middle of is half done; the process ends as soon as the disk answers."""
+    loop.fail = True
+    ticks = threading.Semaphore(0)
+    wait = standin._closed.wait
+
+    def ticking(timeout: float | None = None) -> bool:
+        ticks.release()
+        return wait(timeout)
+
+    standin._closed.wait = ticking  # type: ignore[method-assign]
+
+    def stalled() -> None:
+        while standin._failure is None:
+            assert ticks.acquire(timeout=WATCHDOG_S)
+        for _ in range(3):
+            assert ticks.acquire(timeout=WATCHDOG_S)
+
+    with pytest.raises(RuntimeError, match="the loop broke"):
+        standin.cover(stalled)
+    assert standin.covered == 1
+
+
 def assert_true(value: bool) -> None:
     assert value

@@ -510,7 +510,7 @@ def test_a_killed_process_loses_nothing_in_any_mode() -> None:
         node = new_node(durability=mode)
         node.put(*range(1, 100))
         found = recover(node.disk)
-        assert indices(found) == list(range(1, 100)) and not found.suspect_tail
+        assert indices(found) == list(range(1, 100)) and found.suspect_after is None
 
 
 def test_what_recovery_returns_is_durable() -> None:
@@ -528,28 +528,28 @@ def test_a_power_cut_in_a_weak_mode_makes_the_tail_suspect_until_a_higher_epoch(
     node.vote(3)
     node.put(1, 2, epoch=3)
     node.disk.power_cut("nothing")
-    assert recover(node.disk, boot="boot-2").suspect_tail
+    assert recover(node.disk, boot="boot-2").suspect_after == 3
     again = Node(node.disk, boot="boot-2", durability=mode)
-    assert again.store.recovered.suspect_tail
-    assert recover(node.disk, boot="boot-2").suspect_tail, "a restart in the new boot does not forget it"
+    assert again.store.recovered.suspect_after == 3
+    assert recover(node.disk, boot="boot-2").suspect_after == 3, "a restart in the new boot does not forget it"
     node.disk.kill()
     third = Node(node.disk, boot="boot-2", durability=mode)
     third.vote(4)
     third.put(3, epoch=4)
-    assert not recover(node.disk, boot="boot-2").suspect_tail
+    assert recover(node.disk, boot="boot-2").suspect_after is None
 
 
 def test_fsync_mode_or_a_clean_stop_is_never_suspect() -> None:
     node = new_node()
     node.put(1)
     node.disk.power_cut("nothing")
-    assert not recover(node.disk, boot="boot-2").suspect_tail
+    assert recover(node.disk, boot="boot-2").suspect_after is None
     node = new_node(durability="none")
     node.put(1)
     node.stop(clean=True)
     node.disk.power_cut("nothing")
     found = recover(node.disk, boot="boot-2")
-    assert found.clean_stop and not found.suspect_tail and indices(found) == [1]
+    assert found.clean_stop and found.suspect_after is None and indices(found) == [1]
 
 
 # -- identity, creation, lock -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 
 import pytest
 
@@ -251,7 +252,7 @@ def test_while_the_helper_has_the_disk_pump_returns_and_the_helper_takes_over() 
     for seq in range(1, 200):
         write(writer, put(seq))
     disk.hold()
-    writer.trim(150)  # syncs first, and is stuck in that
+    writer.trim(lambda: 150)  # syncs first, and is stuck in that
     assert disk.waiting.wait(TIMEOUT)
     assert writer.busy(), "the loop must not wake up for a deadline that pump cannot meet"
     write(writer, put(200))
@@ -279,7 +280,7 @@ def test_a_failure_in_the_loop_or_in_the_helper_is_reported_and_everything_after
             write(writer, put(100))
         else:
             disk.fail("fsync_directory")
-            writer.trim(50)
+            writer.trim(lambda: 50)
         writer.close(clean=True)
         completion = writer.completed()
         assert completion.seq == 99 and completion.error is not None
@@ -328,12 +329,48 @@ def test_trimming_is_done_by_the_helper_in_order() -> None:
     for seq in range(1, 200):
         write(writer, put(seq))
     count = wal.segment_count
-    writer.trim(150)
+    writer.trim(lambda: 150)
     writer.close(clean=True)
     assert 1 < len(segments(disk)) < count
 
 
+def test_what_makes_room_runs_beside_the_loop_once_everything_submitted_is_written() -> None:
+    disk, waiter = FaultyDisk(), Waiter()
+    writer = Writer(open_at(disk, create=True).wal, "fsync", waiter.notify)
+    asked, answer = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def clear() -> int:
+        seen.append(writer.completed().seq)
+        asked.set()
+        assert answer.wait(TIMEOUT)
+        return 1
+
+    writer.submit(put(1))
+    writer.trim(clear)
+    assert asked.wait(TIMEOUT)
+    assert seen == [1], "it was asked before the log said what it rests on"
+    write(writer, put(2))
+    assert writer.completed().seq == 2, "pump had to wait"
+    answer.set()
+    writer.close(clean=True)
+    assert writer.completed().error is None
+
+
+def test_a_failure_to_make_room_ends_the_writer() -> None:
+    writer = Writer(open_at(FaultyDisk(), create=True).wal, "fsync", lambda: None)
+    failure = StorageError("the directory is gone")
+
+    def clear() -> int:
+        raise failure
+
+    writer.trim(clear)
+    writer.close(clean=True)
+    assert writer.completed().error is failure
+
+
 def test_closing_writes_what_waits_and_closing_twice_is_harmless() -> None:
+    before = time.monotonic_ns()
     disk = FaultyDisk()
     writer = Writer(open_at(disk, create=True).wal, "none", lambda: None)
     writer.submit(put(1))
@@ -344,3 +381,4 @@ def test_closing_writes_what_waits_and_closing_twice_is_harmless() -> None:
     disk.power_cut("nothing")
     found = recover(disk)
     assert found.clean_stop and indices(found) == [1]
+    assert before <= found.stopped_at <= time.monotonic_ns()
