@@ -205,7 +205,7 @@ def test_a_recycled_segment_does_not_show_old_records() -> None:
     node.put(*range(1, 120))
     node.write(snapshot=meta(119))
     checkpoint(node.disk, 119)
-    node.writer.trim(120)
+    node.trim(120)
     spares = [name for name in node.disk.listdir(WAL) if name.endswith(".spare")]
     assert spares
     old = node.disk.read(WAL / spares[-1])
@@ -372,7 +372,7 @@ def trimmed(disk: FaultyDisk | None = None) -> FaultyDisk:
         node.put(*range(last - 39 if last < 100 else 81, last + 1), epoch=3)
         if last < 100:
             checkpoint(node.disk, last, 3)
-    node.writer.trim(41)
+    node.trim(41)
     return node.disk
 
 
@@ -411,7 +411,7 @@ def test_trimming_everything_keeps_term_and_vote() -> None:
     node.vote(9, 2)
     node.put(*range(1, 100), epoch=9)
     checkpoint(node.disk, 99, 9)
-    node.writer.trim(1 << 40)
+    node.trim(1 << 40)
     assert len(segments(node.disk)) == 1
     found = recover(node.disk)
     assert found.hard_state == HardState(9, 2) and found.incarnation == 1 and found.checkpoint == meta(99, 9)
@@ -422,7 +422,7 @@ def test_trimming_in_a_weak_mode_keeps_term_and_vote_over_a_power_cut() -> None:
     node.vote(9, 2)
     node.put(*range(1, 100), epoch=9)
     checkpoint(node.disk, 99, 9)
-    node.writer.trim(1 << 40)
+    node.trim(1 << 40)
     node.disk.power_cut("nothing")
     assert recover(node.disk, boot="boot-2").hard_state == HardState(9, 2)
 
