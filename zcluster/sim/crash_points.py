@@ -222,9 +222,9 @@ class RecordingDisk:
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the space of states is walked through at each prefix.
 
-    subset_max: of up to so many pending operations, or blocks of one write, all subsets. samples: seeded random mixtures
-    of dropped, whole and torn operations. blocks_max: of a larger write, so many blocks are tried one by one (evenly
-    spread). block_bytes: the sizes of an untearable block. seed: of the samples.
+    subset_max: of up to so many pending operations, or blocks of one write, all subsets. samples: seeded random
+    mixtures of dropped, whole and torn operations. blocks_max: of a larger write, so many blocks are tried one by one
+    (evenly spread). block_bytes: the sizes of an untearable block. seed: of the samples.
     """
 
     subset_max: int = 5

@@ -61,8 +61,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Moment:
-    """What holds from one disk operation on. `acknowledged`, `forced`: positions in `history` of the last model that the
-    writer reported done, and of the last that no power cut may undo; `pending`: those that are on their way."""
+    """What holds from one disk operation on. `acknowledged`, `forced`: positions in `history` of the last model that
+    the writer reported done, and of the last that no power cut may undo; `pending`: those that are on their way."""
 
     acknowledged: int = 0
     forced: int = 0

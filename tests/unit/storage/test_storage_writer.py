@@ -107,7 +107,9 @@ def test_everything_that_waits_goes_into_one_write_and_one_sync() -> None:
         writer.submit(put(seq, 20))
     assert len(disk.log) == before and writer.completed().seq == 0
     writer.pump()
-    assert [line.split()[0] for line in disk.log[before:]] == ["pwritev", "fdatasync", "pwritev"], "the last is a seal"
+    assert [line.split()[0] for line in disk.log[before:]] == ["pwritev", "fdatasync", "pwritev"], (
+        "the last is the proof"
+    )
     assert writer.completed().seq == 49
 
 
