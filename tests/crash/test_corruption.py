@@ -20,22 +20,27 @@ import pytest
 
 from tests.crash.faults import all_faults, flips, stale_sectors, truncations, with_bytes, with_file
 from tests.crash.workloads import record
-from tests.unit.storage.lives import Life, Moment, reopen
-from tests.unit.storage.stores import CHECKPOINTS, ROOT, WAL
+from tests.unit.storage.lives import Life
+from tests.unit.storage.stores import CHECKPOINTS, ROOT, WAL, open_at
 from zcluster.errors import StorageError
 from zcluster.sim.crash_points import Bounds, Image, RecordingDisk, crash_states
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.proof import PROOF
 from zcluster.storage.recover import RecoveredStore
 
-CREATED = Moment(created=True)
+
+def start(disk: RecordingDisk) -> RecoveredStore:
+    store = open_at(disk, boot="boot-2")
+    store.wal.close()
+    store.close()
+    return store.recovered
 
 
 def verdict(life: Life, image: Image) -> str:
     """What came of a fault. Asserts: nothing false, nothing silent, and the same when recovered again."""
     disk = RecordingDisk(image)
     try:
-        found = reopen(disk, CREATED)
+        found = start(disk)
     except StorageError:
         return "refused"
     if found.wiped:
@@ -43,7 +48,7 @@ def verdict(life: Life, image: Image) -> str:
         return "refused"
     if found.checkpoint_path is not None:
         assert sum(1 for _ in read_checkpoint(disk, found.checkpoint_path))
-    again = reopen(disk, CREATED)
+    again = start(disk)
     assert (again.entries, again.checkpoint, again.hard_state) == (found.entries, found.checkpoint, found.hard_state)
     assert again.repair == found.repair
     if found.repair:
@@ -151,10 +156,10 @@ def test_a_crash_at_any_point_of_a_repair_comes_to_the_same() -> None:
         with_file(image, first, None),
     ):
         repaired = RecordingDisk(broken)
-        expected = reopen(repaired, CREATED)
+        expected = start(repaired)
         assert expected.repair and not expected.wiped
         for _, left in crash_states(repaired.trace, broken, Bounds(subset_max=6, samples=4)):
-            found = reopen(RecordingDisk(left), CREATED)
+            found = start(RecordingDisk(left))
             assert found.repair and found.entries == expected.entries and found.hard_state == expected.hard_state
             assert found.incarnation == expected.incarnation
             states += 1
