@@ -281,8 +281,9 @@ class SnapshotReceiver:
             machine = restored
         except (StorageError, ValueError):
             machine = None
-        self._result = (identity, envelope, piece, machine)
-        self._notify()
+        finally:  # whatever happened: a transfer that does not end would be the last one
+            self._result = (identity, envelope, piece, machine)
+            self._notify()
 
     def installed(self) -> Installed | None:
         """The transfer that has just become complete, once."""
