@@ -1,12 +1,22 @@
-"""Hypothesis strategies for bytes that are nearly right."""
+"""Hypothesis strategies for bytes that are nearly right, and how long to try."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from hypothesis import settings
 from hypothesis import strategies as st
+
+FACTOR = int(os.environ.get("FUZZ_FACTOR", "1"))
+"""So many times as many examples; set it high for a long search."""
+
+
+def effort(examples: int) -> settings:
+    return settings(max_examples=examples * FACTOR, deadline=None)
+
 
 BOMBS = [
     b"\xdd\xff\xff\xff\xff",  # an array of 2^32 - 1 elements

@@ -10,10 +10,10 @@ import random
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.mutations import messages, numbers
+from tests.fuzz.mutations import effort, messages, numbers
 from tests.unit.consensus import test_raft_garbage as raft
 from zcluster import wire
 from zcluster.consensus import invariants
@@ -113,7 +113,7 @@ def lead(world: World) -> None:
 
 
 @given(st.lists(st.one_of(client_verbs, client_verbs, wait_verbs), max_size=20))
-@settings(max_examples=150, deadline=None)
+@effort(150)
 def test_a_leader_answers_whatever_clients_send(story: list[tuple[Any, ...]]) -> None:
     world = World(1)
     lead(world)
@@ -134,7 +134,7 @@ def test_a_leader_answers_whatever_clients_send(story: list[tuple[Any, ...]]) ->
 
 
 @given(st.booleans(), st.lists(st.one_of(client_verbs, peer_verbs, bytes_verbs, wait_verbs), max_size=20))
-@settings(max_examples=200, deadline=None)
+@effort(200)
 def test_nonsense_from_peers_and_clients_harms_nothing(follow: bool, story: list[tuple[Any, ...]]) -> None:
     world = World(3)
     if follow:

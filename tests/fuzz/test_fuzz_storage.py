@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.mutations import BOMBS, encoded, messages, mutated, numbers
+from tests.fuzz.mutations import BOMBS, effort, encoded, messages, mutated, numbers
 from tests.unit.storage.faulty_disk import FaultyDisk
 from tests.unit.storage.stores import CHECKPOINTS, IDENTITY, ROOT, WAL, Node, entry, meta, new_node, recover, segments
 from zcluster import wire
@@ -68,7 +68,7 @@ def segment_of(payloads: list[bytes], header: SegmentHeader) -> bytes:
 
 
 @given(st.lists(payloads, min_size=1, max_size=4), st.integers(0, 3), st.integers(0, 9), st.integers(0, 9))
-@settings(max_examples=300, deadline=None)
+@effort(300)
 def test_a_well_signed_log_of_nonsense_is_read_or_refused_by_name(
     payloads: list[bytes], previous: int, end: int, floor: int
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_well_signed_log_of_nonsense_is_read_or_refused_by_name(
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@effort(150)
 def test_damage_to_a_log_is_never_accepted(data: st.DataObject) -> None:
     node = new_node()
     node.vote(3, 2)
@@ -109,7 +109,7 @@ def test_damage_to_a_log_is_never_accepted(data: st.DataObject) -> None:
 
 
 @given(st.one_of(st.binary(max_size=80), st.data()))
-@settings(max_examples=200, deadline=None)
+@effort(200)
 def test_a_proof_that_is_not_ours_says_nothing(source: bytes | st.DataObject) -> None:
     node = new_node()
     node.vote(3, 2)
@@ -121,7 +121,7 @@ def test_a_proof_that_is_not_ours_says_nothing(source: bytes | st.DataObject) ->
 
 
 @given(st.one_of(st.binary(max_size=80), mutated([msgspec.json.encode(IDENTITY)])))
-@settings(max_examples=200, deadline=None)
+@effort(200)
 def test_an_identity_of_nonsense_is_refused_by_name(data: bytes) -> None:
     node = new_node()
     node.stop()
@@ -159,7 +159,7 @@ footers = st.one_of(st.none(), st.none(), st.tuples(st.integers(0, 3), st.sample
 
 
 @given(heads, blocks, footers, st.sampled_from([b"", b"", b"x"]))
-@settings(max_examples=300, deadline=None)
+@effort(300)
 def test_a_well_signed_checkpoint_of_nonsense_is_read_or_refused_by_name(
     head: bytes, blocks: list[tuple[int | None, bytes]], footer: tuple[int, int] | None, rest: bytes
 ) -> None:
@@ -190,7 +190,7 @@ CONTENTS = [
 
 
 @given(st.integers(0, 3), st.one_of(mutated(CONTENTS), st.tuples(st.integers(0, 3), encoded)), st.booleans())
-@settings(max_examples=300, deadline=None)
+@effort(300)
 def test_a_well_signed_state_of_nonsense_is_restored_and_works_or_is_refused(
     at: int, other: bytes | tuple[int, bytes], whole: bool
 ) -> None:
@@ -223,7 +223,7 @@ pieces = st.lists(st.tuples(st.one_of(st.none(), numbers), st.integers(0, 3), st
 
 
 @given(pieces, st.booleans(), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@effort(200)
 def test_only_a_whole_checkpoint_gets_its_name(
     story: list[tuple[int | None, int, int]], damage: bool, lie: int
 ) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz.mutations import BOMBS, messages
+from tests.fuzz.mutations import BOMBS, effort, messages
 from zcluster import wire
 from zcluster.consensus.api import AnyMessage, AppendRequest
 from zcluster.machines import mux
@@ -51,7 +51,7 @@ PREFIXES = [
 
 
 @given(st.sampled_from(sorted(DECODERS)), messages(VALID))
-@settings(max_examples=400, deadline=None)
+@effort(400)
 def test_garbage_is_a_decode_error_at_most(name: str, data: bytes) -> None:
     try:
         DECODERS[name](data)
@@ -60,7 +60,7 @@ def test_garbage_is_a_decode_error_at_most(name: str, data: bytes) -> None:
 
 
 @given(st.integers(0, 255), st.one_of(messages(VALID)))
-@settings(max_examples=300, deadline=None)
+@effort(300)
 def test_garbage_between_tasks_is_a_value_error_at_most(kind: int, body: bytes) -> None:
     for frame in (bytes([kind]) + body, body):
         try:
