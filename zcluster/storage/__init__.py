@@ -42,8 +42,7 @@ Invariants.
 7. The log is kept back to the older of two checkpoints; a gap between a checkpoint and the log is damage.
 
 Trade-offs. Every write carries 36 bytes of header, and each new hard state costs a second sync (of the proof), so that
-no single damaged place or lost file can take the vote away. What no other place vouches for is the last batch, for the
-50 ms until the log is quiet and the proof is rewritten. A segment is
+no single damaged place or lost file can take the vote, or an acknowledged batch unnoticed, away. A segment is
 synced when it is full even in mode `none` (one sync in 8 MiB), so that only the newest segment can be torn. Checksums
 are crc32: they find accidents, not attackers.
 """

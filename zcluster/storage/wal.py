@@ -10,8 +10,8 @@ any (`prepare`), and trimmed segments are kept to be used again, old bytes and a
 Order. (1) A segment is synced before the next one begins, in every durability mode. (2) The name of a new segment is
 synced into the directory before its first byte is written. (3) Before a segment is trimmed the active one is synced: it
 carries the hard state. (4) Nothing is ever written behind bytes that a failed write or sync left uncertain: after the
-first failure every call raises that same error. (5) A new hard state is synced twice before it counts: in the segment,
-then in `proof` beside it.
+first failure every call raises that same error. (5) After each sync `proof`, beside the log, is told; it is
+synced itself where the hard state has changed, so that this is durable twice before it counts.
 
 Threads: one at a time; the owner is the writer.
 """
@@ -172,11 +172,6 @@ class Wal:
         """The last frame of an orderly stop; the caller syncs before and after."""
         self._write_frame([record.mark_record(record.MARK_CLEAN_STOP)], self.state)
 
-    def seal(self) -> None:
-        """Leave proof of all that is synced; for idle moments. A small write, and no sync."""
-        if self._link is None and self._synced == self._offset:
-            self._prove()
-
     def sync(self) -> None:
         """Make everything appended durable. A failure is final."""
         if self._link is None and self._synced != self._offset:
@@ -251,12 +246,10 @@ class Wal:
     def _sync_segment(self) -> None:
         self._attempt("sync", self.active_path, lambda: self.disk.fdatasync(self._handle))
         self._synced = self._offset
-        proof = self._proof
-        if proof is None or proof.segment_id != self._segments[-1].id or proof.state != self.state:
-            self._prove()
+        self._prove()
 
     def _prove(self) -> None:
-        """Rule 5. Say beside the log how far it is synced; make that durable if the hard state has changed."""
+        """Rule 5. Nobody waits for this to reach the disk unless the hard state has changed."""
         proof, before = Proof(self._segments[-1].id, self._synced, self.state), self._proof
         if proof == before:
             return
