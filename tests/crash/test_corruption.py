@@ -86,7 +86,7 @@ def inject(name: str, *, bits: int, truncation_step: int, stride: int) -> Counte
     counts: Counter[tuple[str, str]] = Counter()
     for path in damaged_files(disk.now()):
         faults = list(all_faults(disk, path, bits=bits, truncation_step=truncation_step))
-        for kind, _, offset, image in faults[::stride]:
+        for kind, _, offset, image in [*faults[:-1:stride], faults[-1]]:  # the last: the file is missing
             try:
                 counts[kind, verdict(life, image)] += 1
             except AssertionError as error:
