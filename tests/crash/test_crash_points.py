@@ -26,7 +26,7 @@ from zcluster.errors import StorageError
 from zcluster.sim.crash_points import Bounds, Image, RecordingDisk, Sync, SyncDirectory, crash_states
 from zcluster.storage.recover import RecoveredStore
 
-STATES_MAX = int(os.environ.get("CRASH_STATES_MAX", "1200"))
+STATES_MAX = int(os.environ.get("CRASH_STATES_MAX", "800"))
 """Of one workload, in the tests marked slow; set it high for a walk through all of them (about 10 minutes)."""
 NARROW = Bounds(subset_max=2, samples=1, blocks_max=2)
 WIDE = Bounds(subset_max=6, samples=6, blocks_max=8)
