@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,14 +95,23 @@ def test_a_full_disk_stops_the_node_and_says_what_to_do(cluster: zcluster.LocalC
         assert client.kv.get("k") == b"v"
 
 
-def test_a_damaged_log_is_repaired_from_the_peers(cluster: zcluster.LocalCluster) -> None:
+@pytest.mark.parametrize("fault", ["flipped", "shortened", "missing"])
+def test_a_damaged_log_is_repaired_from_the_peers(cluster: zcluster.LocalCluster, fault: str) -> None:
+    """A bit in the middle, the end of the newest segment, all of it: no vote is lost, the peers have the entries."""
     with cluster.connect() as client:
         for number in range(200):
             client.kv.put(f"k{number}", b"v" * 500)
         leader = cluster.wait_leader().name
         name = next(n for n in cluster.nodes if n != leader)
         cluster.nodes[name].kill()
-        flip_bits(cluster.spec.data_directory(name) / "wal", 20_000)
+        wal = cluster.spec.data_directory(name) / "wal"
+        newest = max(wal.glob("*.wal"))
+        if fault == "flipped":
+            flip_bits(wal, 20_000)
+        elif fault == "shortened":
+            os.truncate(newest, 20_000)
+        else:
+            newest.unlink()
         cluster.nodes[name].start()
         cluster.wait("healthy", timeout=30)
         client.kv.put("later", b"w")

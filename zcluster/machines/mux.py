@@ -115,9 +115,11 @@ class ClusterMachine:
         """See Machine.query."""
         if type(ops) is not list or len(ops) > OPS_MAX:
             return refusal(E_BAD_REQUEST, f"a read is a list of at most {OPS_MAX} operations")
+        results = self.kv.query(ops)
         if [OP_HASH] in ops:
-            return encode([self._hash_result() if op == [OP_HASH] else self.kv.query([op])[0] for op in ops])
-        return encode(self.kv.query(ops))
+            hashed = self._hash_result()  # once, however often it is asked for: it walks the whole state
+            results = [hashed if op == [OP_HASH] else result for op, result in zip(ops, results, strict=True)]
+        return encode(results)
 
     def _hash_result(self) -> list[Any]:
         return [self.index, self.kv.revision, self.state_hash()]

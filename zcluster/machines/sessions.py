@@ -180,6 +180,10 @@ class Sessions:
         """Take rows [session, nonce, last_ms, floor, [id, result, ...]] of a snapshot, in its order; a session whose
         results fill more than one row is continued by the next. Raises: ValueError."""
         for session_id, nonce, last_ms, floor, pairs in rows:
+            if not all(type(number) is int for number in (session_id, nonce, last_ms, floor)):
+                raise ValueError("a session of the wrong type")
+            if type(pairs) is not list:
+                raise ValueError("a session's results of the wrong type")
             session = self._table.get(session_id)
             if session is None:
                 session = self._table[session_id] = Session(self._era, nonce, last_ms, floor)

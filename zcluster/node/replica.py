@@ -278,7 +278,10 @@ class Replica:
             assert index == self.last_applied + 1, f"entry {index} after {self.last_applied}"
             data = entry.data
             if entry.kind == KIND_FRAMES:
-                payload = wire.decode_payload(data)
+                try:
+                    payload = wire.decode_payload(data)
+                except wire.DecodeError as error:
+                    raise FormatTooNew(f"entry {index} cannot be read ({error}): written by a newer zcluster") from None
                 if payload.group:
                     raise FormatTooNew(f"entry {index} is for group {payload.group}: written by a newer zcluster")
                 self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)

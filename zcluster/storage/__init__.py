@@ -8,6 +8,7 @@ and never drops any silently.
     disk             the only way to the operating system: `Disk` (protocol), `PosixDisk`
     record           bytes of frames and records; the torn-tail rule
     segment          bytes of segment files; reading one
+    proof            beside the log: how far it is synced, the hard state once more
     wal              appending: segments, rolling, recycling, trimming
     policy           what to write, when to sync, what to acknowledge (pure)
     writer           the policy carried out on the log, beside the event loop
@@ -24,6 +25,7 @@ and never drops any silently.
 Bytes, from the outside in (drawn in full in `segment`, `record`, `checkpoint_file`):
 
     wal/0000000007-00000000000000001234.wal    segment header (64) | frame | frame | … | zeros or old bytes
+    wal/proof                                  one record: newest segment, synced up to, hard state
     frame                                      header (36) with the whole hard state, two checksums | records
     record                                     STATE is in each frame header; CUT, PUT, MARK in the payload
     checkpoints/<index>-<epoch>.ckpt           header with meta | blocks | footer, under one running checksum
@@ -31,14 +33,16 @@ Bytes, from the outside in (drawn in full in `segment`, `record`, `checkpoint_fi
 Invariants.
 1. A batch is acknowledged when it is as durable as the mode asks, never before, and in the order of `seq`.
 2. Hard state, incarnation, repair flag and installed snapshots are synced in every mode, before they are acknowledged.
-3. The hard state never goes back: every frame carries it, and the newest readable frame decides.
+3. The hard state never goes back: every frame carries it and, in a file of its own, the proof; the newest that is
+   readable decides.
 4. After a failed write or sync nothing is written, synced or acknowledged any more.
 5. What recovery returns is durable, and recovering again returns the same.
 6. Bytes that had been synced and cannot be read are damage: reported, set aside, never taken for a torn tail. The
    reverse holds too: a torn tail is never taken for damage.
 7. The log is kept back to the older of two checkpoints; a gap between a checkpoint and the log is damage.
 
-Trade-offs. Every write carries 36 bytes of header so that no single damaged place can take the vote away. A segment is
+Trade-offs. Every write carries 36 bytes of header, and each new hard state costs a second sync (of the proof), so that
+no single damaged place or lost file can take the vote, or an acknowledged batch unnoticed, away. A segment is
 synced when it is full even in mode `none` (one sync in 8 MiB), so that only the newest segment can be torn. Checksums
 are crc32: they find accidents, not attackers.
 """

@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from zcluster import wire
 from zcluster.errors import Corrupt, FormatTooNew, StorageError
 from zcluster.storage.disk import Buffer, Disk, storage_error
 from zcluster.types import Index, SnapshotMeta, Term
@@ -186,7 +187,7 @@ class CheckpointReader:
             raise self._corrupt(0, "the checksum of the header does not match")
         try:
             decoded = msgspec.msgpack.decode(head, type=Head)
-        except msgspec.DecodeError as error:
+        except wire.DecodeError as error:
             raise self._corrupt(HEADER.size, f"unreadable header: {error}") from error
         return decoded.cluster_id, decoded.meta
 

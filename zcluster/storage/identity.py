@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from zcluster import wire
 from zcluster.errors import Corrupt, FormatTooNew, WrongCluster
 from zcluster.storage.disk import Disk
 from zcluster.types import Identity
@@ -17,12 +18,14 @@ IDENTITY_TEMPORARY: Final = IDENTITY + ".tmp"
 
 
 def check_identity(found: Identity, expected: Identity, directory: Path) -> None:
-    """Raises: WrongCluster, FormatTooNew."""
+    """Raises: WrongCluster, FormatTooNew, Corrupt."""
     if found.format > STORE_FORMAT:
         raise FormatTooNew(
             f"{directory}: data format {found.format}, but this zcluster knows only up to {STORE_FORMAT}; "
             "start it with the version that wrote it"
         )
+    if found.format < 1:
+        raise Corrupt(directory / IDENTITY, 0, f"there never was a data format {found.format}")
     for name in ("cluster_id", "replica_id", "engine"):
         theirs, ours = getattr(found, name), getattr(expected, name)
         if theirs != ours:
@@ -34,7 +37,7 @@ def read_identity(disk: Disk, directory: Path) -> Identity:
     path = directory / IDENTITY
     try:
         return msgspec.json.decode(disk.read(path), type=Identity)
-    except msgspec.DecodeError as error:
+    except wire.DecodeError as error:
         raise Corrupt(path, 0, f"unreadable: {error}") from error
 
 

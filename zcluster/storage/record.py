@@ -11,7 +11,7 @@ Frame (little endian, 36 bytes of header):
 
     header crc    crc32 of bytes 8..36     \\ both start from crc32(cluster, segment id, offset of the frame): a frame
     payload crc   crc32 of the payload     /  copied from another segment, place or cluster does not match
-    length        bytes of payload, 0 for a seal
+    length        bytes of payload
     synced        everything in this segment below this offset was synced before this frame was written
     flags         bit 0: repair mode
 
@@ -29,8 +29,8 @@ The payload is a row of records, 24 bytes of header each:
 The torn-tail rule. Reading stops at the first offset where no valid frame begins. If a valid frame header further on
 says `synced` > that offset, then bytes that had been synced are gone: *damage*. If none does, nobody was ever promised
 what is missing: a *torn tail*, to be cut. In the weak durability modes several frames may be unsynced at once and
-survive a power cut in any pattern; the rule holds there too. A seal is an empty frame written after a sync when nothing
-else is waiting, so that the last batch, too, is covered by such a proof.
+survive a power cut in any pattern; the rule holds there too. For the last frame, behind which there is none, `proof`
+says the same from another file.
 
 Pure: bytes in, bytes out; no disk, no clock.
 """
@@ -47,6 +47,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from zcluster import wire
 from zcluster.errors import Corrupt, FormatTooNew
 from zcluster.types import Entry, Index, ReplicaId, Term
 
@@ -222,7 +223,7 @@ def start_record(start: StartMark) -> bytes:
 def decode_start(path: Path, offset: int, body: bytes) -> StartMark:
     try:
         return msgspec.msgpack.decode(body, type=StartMark)
-    except msgspec.DecodeError as error:
+    except wire.DecodeError as error:
         raise Corrupt(path, offset, f"unreadable start mark: {error}") from error
 
 

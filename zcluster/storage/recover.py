@@ -14,8 +14,9 @@ Rules.
 * A torn tail is cut (`record`). Bytes that had been synced and are not readable are damage: the log ends in front of
   them, what follows is set aside, and a new segment begins that carries the hard state of the newest readable frame
   and repair=True, all before anything is served. Done again after a crash in between, it comes to the same.
-* Damage behind the checkpoint is reported and costs nothing. Damage that leaves no readable frame at the newest end
-  means that a vote may be forgotten: `wiped`; the log is left as it is, and the caller refuses to start.
+* So is what `proof` says was synced, and the newest segment if it is gone.
+* Damage behind the checkpoint is reported and costs nothing. Damage that leaves neither a readable frame at the newest
+  end nor a proof means that a vote may be forgotten: `wiped`; the log stays as it is, and the caller refuses to start.
 * Whatever is returned is durable: the active segment and the directories are synced first.
 
 In the weak durability modes a power cut (changed boot id, no clean stop) makes the tail suspect. That is remembered in
@@ -35,6 +36,7 @@ from zcluster.errors import Conflict, Corrupt, StorageError, WrongCluster
 from zcluster.storage.checkpoint import DAMAGED, CheckpointInfo, list_checkpoints, remove_leftovers, set_aside, verify
 from zcluster.storage.disk import Disk, storage_error
 from zcluster.storage.identity import IDENTITY, IDENTITY_TEMPORARY, check_identity, read_identity, write_identity
+from zcluster.storage.proof import PROOF, read_proof
 from zcluster.storage.record import StartMark, WalState, cluster_digest
 from zcluster.storage.replay import Chain, Replay, assemble, newest_state
 from zcluster.storage.segment import Segment, is_spare_name, parse_segment_name, read_segment
@@ -176,6 +178,8 @@ def _create(disk: Disk, directory: Path, identity: Identity, boot_id: str, segme
         if frame is not None and frame.state.incarnation > 0:
             raise Conflict(f"{directory}: holds a log, but no {IDENTITY}; restore that file or empty the directory")
         disk.unlink(segment.path)
+    if disk.exists(wal / PROOF):  # of a creation that did not get to its end; gone for good once the new log has a name
+        disk.unlink(wal / PROOF)
     log = Wal(disk, wal, digest, WalPosition(start=StartMark(boot_id, _SOUND), boot_id=boot_id), segment_bytes)
     log.append([])
     log.sync()
@@ -221,11 +225,13 @@ class _Recovery:
         self._unread = list_checkpoints(self._disk, self._checkpoints)
         newest = self._usable_checkpoint(0)
         segments = _read_segments(self._disk, self._wal_directory, self._digest)
-        next_id = segments[-1].id + 1 if segments else 1
-        unbegun = segments.pop() if segments and segments[-1].blank else None
-        chain = assemble(segments, newest.meta.index if newest else 0, self._wal_directory)
+        proof = read_proof(self._disk, self._wal_directory, self._digest)
+        proven = proof.segment_id if proof else 0
+        next_id = max(segments[-1].id if segments else 0, proven) + 1
+        unbegun = segments.pop() if segments and segments[-1].blank and segments[-1].id > proven else None
+        chain = assemble(segments, newest.meta.index if newest else 0, self._wal_directory, proof)
         self._damage = self._damage or chain.damage
-        state = newest_state(segments)
+        state = newest_state(segments, proof)
         if state is None:
             return self._wiped()
         for kept in chain.kept:
@@ -242,6 +248,7 @@ class _Recovery:
             next_id=next_id,
             floor=max(self._replay.highest, chain.floor),
             state=state,
+            proof=None if chain.lost else proof,
             start=self._replay.start or StartMark("", _SOUND),
             boot_id=self._boot_id,
             suspect_after=recovered.suspect_after,
@@ -259,7 +266,10 @@ class _Recovery:
         while len(self._usable) <= position and self._unread:
             info = self._unread.pop(0)
             try:
-                self._usable.append(_Usable(verify(self._disk, info.path, self._cluster_id), info.path))
+                meta = verify(self._disk, info.path, self._cluster_id)
+                if (meta.index, meta.epoch) != (info.index, info.epoch):
+                    raise Corrupt(info.path, 0, f"holds the checkpoint {meta.index} of epoch {meta.epoch}")
+                self._usable.append(_Usable(meta, info.path))
             except Corrupt as damage:
                 self._damage = self._damage or damage
                 set_aside(self._disk, info.path)

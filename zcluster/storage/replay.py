@@ -14,6 +14,7 @@ import msgspec
 from zcluster.errors import Corrupt
 from zcluster.storage import record
 from zcluster.storage.disk import Disk
+from zcluster.storage.proof import Proof, later_state
 from zcluster.storage.record import StartMark, WalState
 from zcluster.storage.segment import Segment, SegmentHeader, read_bytes
 from zcluster.types import Entry, Index, Nanoseconds, Term
@@ -47,20 +48,24 @@ class Chain(msgspec.Struct):
         return self.kept[0].header.floor if self.kept else 0
 
 
-def assemble(segments: list[Segment], covered: Index, directory: Path) -> Chain:
+def assemble(segments: list[Segment], covered: Index, directory: Path, proof: Proof | None) -> Chain:
     """Follow the links from the newest segment back.
 
     Args:
         segments: all there are, ascending by id, without a segment that was never begun at the end.
         covered: index of the newest valid checkpoint; segments whose successor's floor is at or below it are not
             needed, so damage there is reported but loses nothing.
+        proof: what is known of the newest end from elsewhere.
     """
     chain = Chain()
     pending = list(segments)
+    if proof is not None and proof.segment_id > (segments[-1].id if segments else 0):
+        chain.damage = Corrupt(directory, 0, f"segment {proof.segment_id} of the log, the newest one, is missing")
+        chain.lost = True
     while pending:
         segment = pending.pop()
         if not chain.kept:
-            _start_at(chain, segment)
+            _start_at(chain, segment, proof)
             continue
         link = chain.kept[-1].header  # newest first until the end of this function
         if link.previous_id == 0 or segment.id > link.previous_id:
@@ -85,10 +90,11 @@ def assemble(segments: list[Segment], covered: Index, directory: Path) -> Chain:
     return chain
 
 
-def _start_at(chain: Chain, segment: Segment) -> None:
+def _start_at(chain: Chain, segment: Segment, proof: Proof | None) -> None:
     """`segment` is the newest one that may be usable: keep its valid part."""
-    if segment.header is None or segment.scan.damaged:
-        chain.damage = segment.corrupt()
+    proven = proof.end if proof is not None and proof.segment_id == segment.id else 0
+    if segment.header is None or segment.scan.damaged or segment.scan.end < proven:
+        chain.damage = chain.damage or segment.corrupt()
         chain.lost = True
     if segment.header is None:
         chain.aside.append(segment)
@@ -116,11 +122,14 @@ def _missing(directory: Path, link: SegmentHeader, found: Segment | None) -> Cor
     return Corrupt(directory, 0, f"segment {link.previous_id} of the log is missing, and no checkpoint covers it")
 
 
-def newest_state(segments: list[Segment]) -> WalState | None:
-    """The hard state in the newest readable frame header, damaged segment or not; None if the newest segment has no
-    readable frame: then a newer state may have been there."""
+def newest_state(segments: list[Segment], proof: Proof | None) -> WalState | None:
+    """The hard state in the newest readable frame header, damaged segment or not, or the one of the proof, whichever
+    came later; None if there is neither a readable frame in the newest segment nor a proof: then a newer state may have
+    been there."""
     frame = segments[-1].newest_frame() if segments else None
-    return None if frame is None else frame.state
+    if frame is None or proof is None:
+        return proof.state if proof is not None else frame.state if frame is not None else None
+    return later_state(frame.state, proof.state)
 
 
 class Replay:

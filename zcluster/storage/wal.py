@@ -12,7 +12,8 @@ as large as the file is by then, up to `FILL_BYTES_MAX`: few of them under load,
 Order. (1) A segment is synced before the next one begins, in every durability mode. (2) The name of a new segment is
 synced into the directory before its first byte is written. (3) Before a segment is trimmed the active one is synced: it
 carries the hard state. (4) Nothing is ever written behind bytes that a failed write or sync left uncertain: after the
-first failure every call raises that same error.
+first failure every call raises that same error. (5) After each sync `proof`, beside the log, is told; it is
+synced itself where the hard state has changed, so that this is durable twice before it counts.
 
 Threads: one at a time; the owner is the writer.
 """
@@ -29,6 +30,7 @@ import msgspec
 from zcluster.errors import StorageError
 from zcluster.storage import record
 from zcluster.storage.disk import Buffer, Disk, storage_error
+from zcluster.storage.proof import PROOF, Proof, encode_proof
 from zcluster.storage.record import FRAME_HEADER_BYTES, StartMark, WalState
 from zcluster.storage.segment import (
     SegmentHeader,
@@ -65,6 +67,7 @@ class WalPosition(msgspec.Struct, kw_only=True):
     segments: oldest first, the active one last; offset: end of its valid frames; size: of the active file.
     link: (id, end) that the next segment's header names as its predecessor, where there is no active segment.
     floor: the highest index that may be needed from somewhere else than later segments; see `segment`.
+    proof: the one that is there, if it agrees with the log.
     start: the mark of the previous start; boot_id, suspect_after: for the mark of this one.
     """
 
@@ -75,6 +78,7 @@ class WalPosition(msgspec.Struct, kw_only=True):
     link: tuple[int, int] | None = (0, 0)
     floor: Index = 0
     state: WalState = WalState()
+    proof: Proof | None = None
     start: StartMark
     boot_id: str
     suspect_after: Term | None = None
@@ -107,8 +111,8 @@ class Wal:
         self._offset = position.offset
         self._filled = position.size  # the file holds bytes (zeros, old frames) up to here
         self._synced = position.offset
-        self._data_end = 0  # of the last frame written by this process that is not a seal
-        self._proven = 0  # the highest `synced` in a frame header
+        self._proof = position.proof
+        self._proof_handle = -1
         if self._link is None:
             self._handle = self._attempt("open", self._segments[-1].path, lambda: disk.open(self._segments[-1].path))
 
@@ -171,18 +175,10 @@ class Wal:
         """The last frame of an orderly stop at `now` (monotonic); the caller syncs before and after."""
         self._write_frame([record.mark_record(record.MARK_CLEAN_STOP, index=now)], self.state)
 
-    def seal(self) -> None:
-        """Leave proof that everything written so far is synced (if it is, and no frame says so yet)."""
-        if self._link is not None or not self._synced >= self._data_end > self._proven:
-            return
-        if self._offset + FRAME_HEADER_BYTES <= self._filled:
-            self._write_frame([], self.state)
-
     def sync(self) -> None:
         """Make everything appended durable. A failure is final."""
         if self._link is None and self._synced != self._offset:
-            self._attempt("sync", self.active_path, lambda: self.disk.fdatasync(self._handle))
-            self._synced = self._offset
+            self._sync_segment()
 
     def prepare(self) -> bool:
         """Fill the file further with zeros if little is left; for idle moments. Returns whether there was work."""
@@ -192,8 +188,7 @@ class Wal:
         zeros = [_ZEROS[: count - start] for start in range(0, count, ZERO_FILL_BYTES)]
         self._attempt("fill", self.active_path, lambda: self.disk.pwritev(self._handle, zeros, self._filled))
         self._filled += count
-        self._attempt("sync", self.active_path, lambda: self.disk.fdatasync(self._handle))
-        self._synced = self._offset
+        self._sync_segment()
         return True
 
     # -- forgetting ---------------------------------------------------------------------------------------------------
@@ -213,10 +208,11 @@ class Wal:
         return count
 
     def close(self) -> None:
-        """Release the file; nothing is synced."""
-        if self._handle >= 0:
-            handle, self._handle = self._handle, -1
-            self.disk.close(handle)
+        """Release the files; nothing is synced."""
+        handles, self._handle, self._proof_handle = (self._handle, self._proof_handle), -1, -1
+        for handle in handles:
+            if handle >= 0:
+                self.disk.close(handle)
         self.failed = self.failed or StorageError(f"{self.directory}: the log is closed")
 
     # -- inside -------------------------------------------------------------------------------------------------------
@@ -244,14 +240,38 @@ class Wal:
             buffers.append(_ZEROS[: filled - end])
         self._attempt("write", self.active_path, lambda: self.disk.pwritev(self._handle, buffers, self._offset))
         written = end - self._offset
-        self._proven = self._synced
-        self._data_end = end if payload else self._data_end
         self._offset, self._filled = end, filled
         self._link = None
         self._start_pending = False
         self.state = state
         self.bytes_written += written
         return written
+
+    def _sync_segment(self) -> None:
+        self._attempt("sync", self.active_path, lambda: self.disk.fdatasync(self._handle))
+        self._synced = self._offset
+        self._prove()
+
+    def _prove(self) -> None:
+        """Rule 5. Nobody waits for this to reach the disk unless the hard state has changed."""
+        proof, before = Proof(self._segments[-1].id, self._synced, self.state), self._proof
+        if proof == before:
+            return
+        path = self.directory / PROOF
+        if self._proof_handle < 0:
+            self._proof_handle = self._attempt("create", path, lambda: self._open_proof(path))
+        data = encode_proof(proof, self._digest)
+        self._attempt("write", path, lambda: self.disk.pwritev(self._proof_handle, [data], 0))
+        if before is None or before.state != proof.state:
+            self._attempt("sync", path, lambda: self.disk.fdatasync(self._proof_handle))
+        self._proof = proof
+
+    def _open_proof(self, path: Path) -> int:
+        if self.disk.exists(path):
+            return self.disk.open(path)
+        handle = self.disk.open(path, create=True)
+        self.disk.fsync_directory(self.directory)
+        return handle
 
     def _fits(self, payload_bytes: int) -> bool:
         return self._offset + FRAME_HEADER_BYTES + payload_bytes <= max(self.segment_bytes, self._filled)
@@ -271,7 +291,7 @@ class Wal:
         self._attempt("create", path, lambda: self._create(path))
         self._next_id += 1
         self._segments.append(LiveSegment(segment_id, path))
-        self._offset = self._synced = self._proven = self._data_end = 0
+        self._offset = self._synced = 0
         return encode_segment_header(SegmentHeader(segment_id, *link, self._highest), self._digest)
 
     def _create(self, path: Path) -> None:

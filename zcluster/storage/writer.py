@@ -27,17 +27,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
 from zcluster.errors import Closed, StorageError
 from zcluster.storage.policy import Durability, WriterPolicy
 from zcluster.storage.wal import Wal
-from zcluster.types import NEVER, Index, Nanoseconds, WriteBatch
-
-SEAL_AFTER: Final[Nanoseconds] = 50_000_000
-"""Quiet for so long after a write: leave proof on disk that it was synced."""
+from zcluster.types import Index, Nanoseconds, WriteBatch
 
 __all__ = ["Completion", "Durability", "InlineWriter", "LogWriter", "Writer", "WriterPolicy"]
 
@@ -99,7 +96,7 @@ class _Executor:
             self._guard(self._sync_and_publish)
 
     def idle(self) -> None:
-        """Nothing waits: leave proof of the last sync, fill in zeros ahead. Nobody waits for this."""
+        """Nothing waits: fill in zeros ahead. Nobody waits for this."""
         if self.completion.error is None:
             self._guard(self._tidy)
 
@@ -132,7 +129,6 @@ class _Executor:
         self._publish()
 
     def _tidy(self) -> None:
-        self._wal.seal()
         self._wal.prepare()
 
     def _trim(self, keep_from: Index | Exception) -> None:
@@ -176,9 +172,9 @@ class Writer:
     """The log writer of a node: written by the event loop itself, tidied by a thread.
 
     `pump`, called at the end of a turn, writes and syncs what was submitted in the calling thread: a hand-over to
-    another thread and back costs as much as half a sync. What nobody waits for (zero-filling ahead, trimming, the proof
-    of the last sync) is done by a helper thread; while that has the disk, `pump` returns at once and the helper takes
-    over what is submitted meanwhile. So no call ever waits for more than its own write.
+    another thread and back costs as much as half a sync. What nobody waits for (zero-filling ahead, trimming) is done
+    by a helper thread; while that has the disk, `pump` returns at once and the helper takes over what is submitted
+    meanwhile. So no call ever waits for more than its own write.
 
     Args:
         wal: owned from here on.
@@ -195,7 +191,6 @@ class Writer:
         self._disk = threading.Lock()  # whoever holds it may touch the log
         self._commands: SimpleQueue[_Tidy | _Trim | _Close] = SimpleQueue()
         self._tidying = False
-        self._seal_at: Nanoseconds = NEVER
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="zcluster-log-helper", daemon=True)
         self._thread.start()
@@ -226,16 +221,13 @@ class Writer:
             finally:
                 self._executor.quiet = False
                 self._disk.release()
-            self._seal_at = now + SEAL_AFTER
-        if self._wal.untidy or self._seal_at <= now:
-            self._seal_at = NEVER
-            if not self._tidying:
-                self._tidying = True
-                self._commands.put(_Tidy())
+        if self._wal.untidy and not self._tidying:
+            self._tidying = True
+            self._commands.put(_Tidy())
 
     def next_deadline(self) -> Nanoseconds:
         """When `pump` wants to be called although nothing is submitted; NEVER if not at all."""
-        return min(self._executor.policy.sync_deadline(), self._seal_at)
+        return self._executor.policy.sync_deadline()
 
     def completed(self) -> Completion:
         return self._executor.completion
@@ -308,7 +300,7 @@ class Writer:
 
 
 class _Tidy(msgspec.Struct, frozen=True):
-    """Fill in zeros ahead, leave proof of the last sync."""
+    """Fill in zeros ahead."""
 
 
 class _Trim(msgspec.Struct, frozen=True):

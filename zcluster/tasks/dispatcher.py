@@ -39,6 +39,7 @@ GRANT_MAX: Final = 4096
 ORPHANS_MAX: Final = 10_000
 ORPHAN_BYTES_MAX: Final = 64 << 20
 KINDS_MAX: Final = 4096
+_NO_FUNCTION: Final = b"its function was never sent to the router"
 
 
 class Dispatcher:
@@ -125,7 +126,7 @@ class Dispatcher:
                 queue.append(task)
                 self.queued += 1
             else:
-                self._finish(task, LOST, b"its function was never sent to the router", None)
+                self._finish(task, LOST, _NO_FUNCTION, None)
         if client.granted - client.submitted < self._share() // 2 + 1:
             self._thirsty[number] = None
 
@@ -516,6 +517,11 @@ class Dispatcher:
             task = queue[0]
             if task.client is None or task.worker is not None:
                 queue.popleft()
+                continue
+            if task.digest not in task.client.functions:  # resubmitted without it, or forgotten too early
+                queue.popleft()
+                self.queued -= 1
+                self._finish(task, LOST, _NO_FUNCTION, None)
                 continue
             nanoseconds = self._nanoseconds[1 if task.flags & CHUNK else 0].get(task.digest, SHORT_NS)
             key = self._idle.pick()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.unit.storage.faulty_disk import FaultyDisk
+from zcluster.storage.disk import Disk
 from zcluster.storage.recover import RecoveredStore, Store, open_store
 from zcluster.storage.writer import InlineWriter
 from zcluster.types import Configuration, Entry, HardState, Identity, SnapshotMeta, WriteBatch
@@ -26,7 +28,7 @@ def meta(index: int, epoch: int = 1) -> SnapshotMeta:
 
 
 def open_at(
-    disk: FaultyDisk, *, create: bool = False, boot: str = "boot-1", identity: Identity = IDENTITY, size: int = SEGMENT
+    disk: Disk, *, create: bool = False, boot: str = "boot-1", identity: Identity = IDENTITY, size: int = SEGMENT
 ) -> Store:
     return open_store(disk, ROOT, identity=identity, boot_id=boot, create=create, segment_bytes=size)
 
@@ -45,7 +47,7 @@ class Node:
 
     def __init__(
         self,
-        disk: FaultyDisk,
+        disk: Disk,
         *,
         create: bool = False,
         boot: str = "boot-1",
@@ -56,14 +58,20 @@ class Node:
         self.disk = disk
         self.now = 1
         self.store = open_at(disk, create=create, boot=boot, size=size)
-        self.writer = InlineWriter(self.store.wal, durability, lambda: None, lambda: self.now)
+        self.writer = InlineWriter(self.store.wal, durability, lambda: None, lambda: self.now, immediate=False)
         self.seq = 0
         self.write(incarnation=self.store.recovered.incarnation + 1, hard_state=self.store.recovered.hard_state)
 
     def write(self, **fields: object) -> None:
         """One batch; raises the writer's error, if any."""
-        self.seq += 1
-        self.writer.submit(WriteBatch(seq=self.seq, **fields))  # type: ignore[arg-type]
+        self.write_group([fields])
+
+    def write_group(self, batches: Sequence[dict[str, object]]) -> None:
+        """Batches that wait together."""
+        for fields in batches:
+            self.seq += 1
+            self.writer.submit(WriteBatch(seq=self.seq, **fields))  # type: ignore[arg-type]
+        self.writer.pump()
         completion = self.writer.completed()
         if completion.error is not None:
             raise completion.error
@@ -75,6 +83,10 @@ class Node:
 
     def vote(self, term: int, voted_for: int = 1) -> None:
         self.write(hard_state=HardState(term, voted_for))
+
+    def trim(self, keep_from: int) -> None:
+        self.writer.trim(keep_from)
+        self.writer.pump()
 
     def stop(self, *, clean: bool = False) -> None:
         self.writer.close(clean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -28,6 +29,7 @@ from tests.unit.storage.stores import (
 )
 from zcluster.errors import Conflict, FormatTooNew, StorageError, WrongCluster
 from zcluster.storage.checkpoint import CheckpointWriter
+from zcluster.storage.proof import PROOF
 from zcluster.storage.record import cluster_digest
 from zcluster.storage.segment import SEGMENT_HEADER_BYTES, read_segment
 from zcluster.types import HardState, WriteBatch
@@ -45,6 +47,12 @@ def used(disk: FaultyDisk, position: int = -1) -> int:
     """Bytes of valid frames in a segment."""
     path = segments(disk)[position]
     return read_segment(disk, path, int(path.name.split("-")[0]), DIGEST).scan.end
+
+
+def forget_proof(disk: FaultyDisk) -> None:
+    """The power went before it was on disk, or nobody had written it."""
+    disk.unlink(WAL / PROOF)
+    disk.fsync_directory(WAL)
 
 
 def log_of(count: int, **options: object) -> FaultyDisk:
@@ -133,6 +141,7 @@ def test_clean_stop_and_boot_are_told_apart() -> None:
 def test_last_segment_truncated_at_every_byte_starts() -> None:
     disk = log_of(64)
     last = segments(disk)[-1]
+    forget_proof(disk)
     before = len(recover(disk.copy()).entries)
     length = used(disk)
     assert len(segments(disk)) >= 2 and length > 800
@@ -147,9 +156,23 @@ def test_last_segment_truncated_at_every_byte_starts() -> None:
             assert len(found.entries) == before
 
 
+def test_a_last_segment_shorter_than_was_proven_is_repaired_at_every_byte() -> None:
+    """No power cut does that: what is missing had been synced, and acknowledged."""
+    disk = log_of(64)
+    last = segments(disk)[-1]
+    for size in range(used(disk)):
+        twin = disk.copy()
+        twin.cut(last, size)
+        found = recover(twin)
+        assert found.damage is not None and found.repair and not found.wiped
+        assert found.hard_state == HardState(3, 2)
+        assert found.entries == [entry(i, 3) for i in range(1, len(found.entries) + 1)] and len(found.entries) < 64
+
+
 def test_a_log_goes_on_behind_a_cut_tail() -> None:
     disk = log_of(30)
-    disk.cut(segments(disk)[-1], used(disk) - 40)  # the seal and a bit of the last entry
+    forget_proof(disk)
+    disk.cut(segments(disk)[-1], used(disk) - 10)
     disk.kill()
     node = Node(disk)
     assert indices(node.store.recovered) == list(range(1, 30))
@@ -205,7 +228,7 @@ def test_a_recycled_segment_does_not_show_old_records() -> None:
     node.put(*range(1, 120))
     node.write(snapshot=meta(119))
     checkpoint(node.disk, 119)
-    node.writer.trim(120)
+    node.trim(120)
     spares = [name for name in node.disk.listdir(WAL) if name.endswith(".spare")]
     assert spares
     old = node.disk.read(WAL / spares[-1])
@@ -224,7 +247,7 @@ def test_a_recycled_segment_does_not_show_old_records() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, -1])
 def test_a_flipped_bit_anywhere_is_never_a_silent_truncation(position: int) -> None:
-    disk = log_of(60)
+    disk = log_of(90)
     path = segments(disk)[position]
     assert len(segments(disk)) >= 3
     for offset in range(0, used(disk, position), 7):
@@ -232,7 +255,7 @@ def test_a_flipped_bit_anywhere_is_never_a_silent_truncation(position: int) -> N
         twin.flip(path, offset, offset % 8)
         found = recover(twin)
         assert found.entries == [entry(i, 3) for i in range(1, len(found.entries) + 1)]
-        if len(found.entries) < 60:
+        if len(found.entries) < 90:
             assert found.damage is not None and found.repair
             assert found.damage.path == path and 0 <= found.damage.offset <= offset
             assert damaged(twin), "what is broken is kept"
@@ -281,10 +304,14 @@ def test_a_zeroed_header_of_a_used_segment_is_damage() -> None:
     assert found.repair and found.hard_state == HardState(3, 2)
 
 
-def test_a_log_without_any_readable_frame_is_wiped() -> None:
-    disk = log_of(3)
-    path = segments(disk)[0]
+def unreadable(disk: FaultyDisk, path: Path) -> None:
     disk.overwrite(path, 0, b"\xa5" * len(disk.read(path)))
+
+
+def test_a_log_without_a_readable_frame_or_proof_is_wiped() -> None:
+    disk = log_of(3)
+    unreadable(disk, segments(disk)[0])
+    forget_proof(disk)
     found = recover(disk)
     assert found.wiped and found.damage is not None
     assert recover(disk).wiped, "nothing was changed"
@@ -296,15 +323,44 @@ def test_a_log_without_any_readable_frame_is_wiped() -> None:
 def test_no_log_at_all_is_wiped() -> None:
     disk = log_of(3)
     disk.unlink(segments(disk)[0])
+    forget_proof(disk)
     assert recover(disk).wiped
 
 
-def test_an_unreadable_newest_segment_is_wiped() -> None:
+def test_an_unreadable_newest_segment_without_a_proof_is_wiped() -> None:
     """The votes of the newest segment are gone; those of the one before may be older."""
     disk = log_of(60)
-    path = segments(disk)[-1]
-    disk.overwrite(path, 0, b"\xa5" * len(disk.read(path)))
+    unreadable(disk, segments(disk)[-1])
+    forget_proof(disk)
     assert recover(disk).wiped
+
+
+@pytest.mark.parametrize("count", [3, 90])
+@pytest.mark.parametrize("fault", ["unreadable", "missing"])
+def test_a_lost_newest_segment_takes_neither_the_vote_nor_the_rest_of_the_log(count: int, fault: str) -> None:
+    """The proof beside the log knows that it was there, and what was voted in it."""
+    disk = log_of(count)
+    node_state = HardState(7, 1)
+    disk.kill()
+    Node(disk).vote(7, 1)
+    kept = segments(disk)[:-1]
+    if fault == "unreadable":
+        unreadable(disk, segments(disk)[-1])
+    else:
+        disk.unlink(segments(disk)[-1])
+        disk.fsync_directory(WAL)
+    found = recover(disk)
+    assert found.damage is not None and found.repair and not found.wiped
+    assert (found.hard_state, found.incarnation) == (node_state, 2)
+    assert found.entries == [entry(i, 3) for i in range(1, len(found.entries) + 1)]
+    assert bool(found.entries) == bool(kept) and len(found.entries) < count
+    again = recover(disk)
+    assert again.repair and again.hard_state == node_state and again.entries == found.entries
+    disk.kill()
+    node = Node(disk)
+    first = len(found.entries) + 1
+    node.put(*range(first, first + 60), epoch=7)
+    assert indices(recover(disk)) == list(range(1, first + 60))
 
 
 def test_damage_behind_the_checkpoint_costs_nothing() -> None:
@@ -372,7 +428,7 @@ def trimmed(disk: FaultyDisk | None = None) -> FaultyDisk:
         node.put(*range(last - 39 if last < 100 else 81, last + 1), epoch=3)
         if last < 100:
             checkpoint(node.disk, last, 3)
-    node.writer.trim(41)
+    node.trim(41)
     return node.disk
 
 
@@ -411,7 +467,7 @@ def test_trimming_everything_keeps_term_and_vote() -> None:
     node.vote(9, 2)
     node.put(*range(1, 100), epoch=9)
     checkpoint(node.disk, 99, 9)
-    node.writer.trim(1 << 40)
+    node.trim(1 << 40)
     assert len(segments(node.disk)) == 1
     found = recover(node.disk)
     assert found.hard_state == HardState(9, 2) and found.incarnation == 1 and found.checkpoint == meta(99, 9)
@@ -422,7 +478,7 @@ def test_trimming_in_a_weak_mode_keeps_term_and_vote_over_a_power_cut() -> None:
     node.vote(9, 2)
     node.put(*range(1, 100), epoch=9)
     checkpoint(node.disk, 99, 9)
-    node.writer.trim(1 << 40)
+    node.trim(1 << 40)
     node.disk.power_cut("nothing")
     assert recover(node.disk, boot="boot-2").hard_state == HardState(9, 2)
 

@@ -58,9 +58,11 @@ def test_a_new_segment_begins_only_after_the_old_one_and_its_own_name_are_synced
     disk = FaultyDisk()
     wal = new_wal(disk)
     wal.append([puts(1, size=SEGMENT - 500)])
+    wal.sync()
+    wal.append([puts(1)])
     before = len(disk.log)
     wal.append([puts(2, size=1000)])
-    assert since(disk, before) == ["fdatasync", "create", "fsync_directory", "pwritev"]
+    assert since(disk, before) == ["fdatasync", "pwritev", "create", "fsync_directory", "pwritev"]
     assert [path.name for path in segments(disk)] == [
         "0000000001-00000000000000000001.wal",
         "0000000002-00000000000000000002.wal",
@@ -75,7 +77,7 @@ def test_trimming_syncs_the_hard_state_first_and_recycles() -> None:
     before = len(disk.log)
     count = wal.trim(99)
     assert count == 2
-    assert since(disk, before) == ["fdatasync", "rename", "rename", "fsync_directory"]
+    assert since(disk, before) == ["fdatasync", "pwritev", "rename", "rename", "fsync_directory"]
     assert wal.trim(99) == 0
     before = len(disk.log)
     wal.append([puts(100, size=2000)])
@@ -120,19 +122,22 @@ def test_space_is_filled_with_zeros_ahead_and_never_twice() -> None:
     assert not wal.prepare()
 
 
-def test_a_seal_is_written_once_and_only_over_synced_bytes() -> None:
+def test_every_sync_is_proven_and_durably_so_with_a_new_hard_state() -> None:
     disk = FaultyDisk()
     wal = new_wal(disk)
     wal.append([puts(1)])
     before = len(disk.log)
-    wal.seal()
-    assert since(disk, before) == [], "nothing is synced yet"
     wal.sync()
-    wal.seal()
-    wal.seal()
     wal.sync()
-    wal.seal()
-    assert since(disk, before) == ["fdatasync", "pwritev", "fdatasync"]
+    assert since(disk, before) == ["fdatasync", "create", "fsync_directory", "pwritev", "fdatasync"]
+    before = len(disk.log)
+    wal.append([puts(2)])
+    wal.sync()
+    assert since(disk, before) == ["pwritev", "fdatasync", "pwritev"], "nobody waits for proof of entries"
+    before = len(disk.log)
+    wal.append([WriteBatch(seq=3, hard_state=HardState(1, 2))])
+    wal.sync()
+    assert since(disk, before) == ["pwritev", "fdatasync", "pwritev", "fdatasync"]
 
 
 @pytest.mark.parametrize(

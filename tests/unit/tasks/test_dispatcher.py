@@ -385,3 +385,18 @@ def test_a_reported_task_dies_with_its_worker_until_its_client_comes() -> None:
     bench.client()
     bench.worker(2)
     assert bench.submit(1, flags=RESUBMITTED) == Actions(workers=[work(2, 1, first=True)])
+
+
+@pytest.mark.parametrize("flags", [0, RESUBMITTED])
+def test_a_queued_task_whose_function_is_not_there_is_lost_and_stops_nobody(flags: int) -> None:
+    """It was forgotten while the task waited, or a resubmission came without it."""
+    bench = Bench()
+    bench.client()
+    bench.submit(1, flags=flags)
+    bench.d.add_functions(A, [], [F.digest])
+    bench.d.worker_joined(1, "w1", [], bench.now)
+    (news,) = bench.take().clients
+    assert [(number, status) for number, status, _, _ in news.results] == [(1, LOST)]
+    assert bench.d.queued == 0
+    bench.d.add_functions(A, [F], [])
+    assert [task[1] for task in bench.submit(2).workers[0].tasks] == [2]

@@ -1,0 +1,1 @@
+"""Proof: production code in simulated worlds, and on every disk that a crash can leave behind."""
