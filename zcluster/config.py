@@ -200,13 +200,18 @@ def socket_directory(cluster_directory: Path) -> Path:
     if base is None:
         base = Path(tempfile.gettempdir()) / f"zcluster-{os.getuid()}"
     path = base / digest
-    ipc_endpoint(str(path), "supervisor.control-")
-    for part in (base, path):
+    ipc_endpoint(str(path), "supervisor.control")
+    make_private(path)
+    return path
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory for sockets and the one above it, 0700. Raises: InvalidInput, if they are somebody else's."""
+    for part in (directory.parent, directory):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = part.stat()
         if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
             raise InvalidInput(f"{part} must belong to you alone (mode 0700); remove it or set XDG_RUNTIME_DIR")
-    return path
 
 
 def save_spec(spec: ClusterSpec) -> None:
@@ -239,5 +244,8 @@ def load_spec(directory: Path | str) -> ClusterSpec:
             raise FormatTooNew(f"{path} was written by a newer zcluster; upgrade zcluster to use this cluster")
         spec = msgspec.json.decode(raw, type=ClusterSpec)
     except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{path} is damaged ({error}); restore it, or remove the directory to start anew") from None
+        raise InvalidInput(
+            f"{path} is damaged ({error}); restore it from a copy, or discard the cluster with its data: "
+            f"zcluster -c {Path(directory).name} down --purge"
+        ) from None
     return msgspec.structs.replace(spec, directory=str(Path(directory).absolute()))

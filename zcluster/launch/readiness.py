@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from zcluster.config import ClusterSpec
 from zcluster.errors import Degraded
-from zcluster.launch import probe
-from zcluster.launch import process as system
+from zcluster.launch import files, probe
 
 GIVE_UP_DEATHS: Final = 6
 """A process that has died this often right after its start will not make the cluster ready: say so early."""
@@ -76,5 +75,5 @@ def check_hopeless(spec: ClusterSpec, status: dict[str, Any], processes: list[di
         if process["quick_deaths"] >= GIVE_UP_DEATHS:
             log = spec.path / "logs" / f"{process['name']}.log"
             raise Degraded(
-                f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{system.log_tail(log, 5)}"
+                f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{files.log_tail(log, 5)}"
             )

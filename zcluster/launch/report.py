@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from zcluster.config import ClusterSpec
+from zcluster.launch import files
 from zcluster.launch import process as system
 
 FORMAT: Final = 1
@@ -227,7 +228,7 @@ def _seen(spec: ClusterSpec, answers: Mapping[str, Map]) -> dict[str, Map]:
     if fresh:
         seen |= fresh
         try:
-            system.write_file(path, msgspec.json.encode(seen))
+            files.write_file(path, msgspec.json.encode(seen))
         except OSError:
             pass  # going down, or a full disk: only the numbers of dead nodes are lost
     return seen

@@ -13,8 +13,9 @@ from tests.e2e.launch.conftest import pids, started_below, until
 from tests.e2e.launch.test_local import assert_nothing_left, end, line_of, script
 from zcluster.config import load_spec
 from zcluster.launch import fleet
-from zcluster.launch.cluster import Cluster, up
+from zcluster.launch.cluster import Cluster
 from zcluster.launch.local import LocalCluster
+from zcluster.launch.named import up
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ Given = dict[str, Any]
 
 
 class FakeUp:
-    """Stands for `launch.cluster.up`: keeps what it was given, reports the usual steps."""
+    """Stands for `launch.named.up`: keeps what it was given, reports the usual steps."""
 
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
@@ -47,7 +47,7 @@ class FakeUp:
 @pytest.fixture
 def up(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> FakeUp:
     fake = FakeUp(cluster)
-    monkeypatch.setattr("zcluster.launch.cluster.up", fake)
+    monkeypatch.setattr("zcluster.launch.named.up", fake)
     return fake
 
 
@@ -169,7 +169,7 @@ class Foreground:
 @pytest.fixture
 def foreground(up: FakeUp, monkeypatch: pytest.MonkeyPatch) -> Foreground:
     fake = Foreground(up)
-    monkeypatch.setattr("zcluster.launch.cluster.down", fake.down)
+    monkeypatch.setattr("zcluster.launch.named.down", fake.down)
     monkeypatch.setattr("zcluster.cli.log_view.Follower", FakeFollower)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return fake
@@ -222,9 +222,9 @@ def downs(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[tuple[Any, ...]]:
         calls.append((name, timeout, purge))
         return name != "stopped" and (home / name).exists()
 
-    states = [{"cluster": "running", "state": "running"}, {"cluster": "stopped", "state": "stopped"}]
-    monkeypatch.setattr("zcluster.launch.cluster.down", down)
-    monkeypatch.setattr("zcluster.launch.cluster.clusters", lambda: states)
+    states = [{"cluster": name, "state": name, "running": name == "running"} for name in ("running", "stopped")]
+    monkeypatch.setattr("zcluster.launch.named.down", down)
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: states)
     for name in ("running", "stopped"):
         (home / name).mkdir(parents=True)
     return calls
@@ -318,8 +318,8 @@ def test_ls_lists_clusters_or_says_that_there_is_none(run: Run, monkeypatch: pyt
     assert "start one: zcluster up" in run("ls").stderr
     assert json.loads(run("ls", "--json").stdout) == {"version": 1, "clusters": []}
     one = {"cluster": "a", "state": "running", "nodes": 3, "nodes_up": 2, "workers": 2, "engine": "raft"}
-    one |= {"durability": "fsync", "directory": "/d/a", "disk_bytes": 2048}
-    monkeypatch.setattr("zcluster.launch.cluster.clusters", lambda: [one])
+    one |= {"durability": "fsync", "directory": "/d/a", "disk_bytes": 2048, "problem": None}
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: [one])
     assert run("ls").stdout.splitlines() == [
         "CLUSTER  STATE    NODES  WORKERS  ENGINE  DURABILITY  DISK  DIRECTORY",
         "a        running  2/3    2        raft    fsync       2.0K  /d/a",

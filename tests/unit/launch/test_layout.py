@@ -30,7 +30,7 @@ def test_creation_is_private_and_described(home: Path) -> None:
     assert [(n.name, n.replica_id) for n in spec.nodes] == [(f"n{i}", i) for i in range(1, 6)]
     assert not spec.created
     assert layout.create("two", make_settings()).cluster_id != spec.cluster_id
-    assert [s.name for s in layout.specs()] == ["one", "two"]
+    assert [name for name, _ in layout.find()] == ["one", "two"]
 
 
 def test_existing_cluster_or_foreign_files_are_never_overwritten(home: Path, tmp_path: Path) -> None:
@@ -121,6 +121,6 @@ def test_leftovers_of_dead_owners_go_and_living_ones_stay(home: Path) -> None:
     assert not dead.exists()
     assert alive.exists()
     assert kept.parent == home
-    assert layout.specs() == []
+    assert layout.find() == []
     spec = load_spec(alive)
     assert msgspec.structs.replace(spec, directory="").ephemeral
