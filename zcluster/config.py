@@ -188,6 +188,14 @@ def home() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state").absolute() / "zcluster"
 
 
+def command(directory: Path) -> str:
+    """How to call zcluster for the cluster in a directory, for advice that can be pasted."""
+    directory = directory.absolute()
+    if directory.parent != home():
+        return f"zcluster -c {directory}"
+    return "zcluster" if directory.name == "default" else f"zcluster -c {directory.name}"
+
+
 def cluster_directory(name: str) -> Path:
     return home() / check_name(name)
 
@@ -236,9 +244,9 @@ def load_spec(directory: Path | str) -> ClusterSpec:
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotRunning(
-            f"no cluster {Path(directory).name!r} in {Path(directory).parent}; start it: zcluster up"
-        ) from None
+        place = Path(directory).absolute()
+        advice = f"; start it: {command(place)} up" if place.parent == home() else ""
+        raise NotRunning(f"no cluster {place.name!r} in {place.parent}{advice}") from None
     try:
         if int(msgspec.json.decode(raw).get("format", 0)) > FORMAT:
             raise FormatTooNew(f"{path} was written by a newer zcluster; upgrade zcluster to use this cluster")
@@ -246,6 +254,6 @@ def load_spec(directory: Path | str) -> ClusterSpec:
     except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
         raise InvalidInput(
             f"{path} is damaged ({error}); restore it from a copy, or discard the cluster with its data: "
-            f"zcluster -c {Path(directory).name} down --purge"
+            f"{command(Path(directory))} down --purge"
         ) from None
     return msgspec.structs.replace(spec, directory=str(Path(directory).absolute()))

@@ -252,7 +252,7 @@ def report_error(app: App, error: BaseException) -> int:
     if app.json:
         try:
             app.emit({"error": {"type": kind, "message": text}})
-        except BrokenPipeError:
+        except OSError:  # nobody reads it, or the disk behind it is full
             _discard_output()
         return code
     if text:
@@ -279,7 +279,7 @@ def _judge(app: App, error: BaseException) -> tuple[str, str, int, str]:
         return "Timeout", str(error) or "not done in time", 7, ""
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        return type(error).__name__, f"{error.strerror or error}{where}", 1, ""
+        return type(error).__name__, f"{error.strerror or error}{where}", 1, "See: zcluster doctor"
     advice = (
         "" if app.verbose else "This is a bug in zcluster. With -v (or ZCLUSTER_DEBUG=1) the same call shows where."
     )
@@ -320,6 +320,8 @@ root = Root(
 @click.pass_context
 def _without_verb(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
+        if ctx.ensure_object(App).json:
+            raise click.UsageError("no command given")
         click.echo(ctx.get_help())
 
 
@@ -328,6 +330,10 @@ root.callback = _without_verb
 
 def main() -> NoReturn:
     """The console script."""
+    if sys.stdout is None:  # closed by whoever called us: nobody wants to read it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 open until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 open until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     root.main()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zcluster import wire
+from zcluster import config, wire
 from zcluster.config import load_spec
 from zcluster.errors import InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
@@ -101,7 +101,7 @@ class Cluster:
         try:
             while (leader := self.leader) is None:
                 if time.monotonic() >= give_up:
-                    raise Timeout(f"no leader within {timeout:g} s; see: zcluster -c {self.name} status")
+                    raise Timeout(f"no leader within {timeout:g} s; see: {config.command(self.directory)} status")
                 if connections is None:
                     connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes])
                 wake = min(give_up, time.monotonic() + ANSWER_S)
@@ -153,7 +153,7 @@ class Cluster:
         if part in ("leader", "followers"):
             leader = self.leader
             if leader is None:
-                raise NoQuorum(f"no leader right now; wait for one: zcluster -c {self.name} wait --for leader")
+                raise NoQuorum(f"no leader right now; wait for one: {config.command(self.directory)} wait --for leader")
             return [leader.name] if part == "leader" else [n for n in self.answering() if n != leader.name]
         if part == "random":
             alive = [n for n in nodes if self.identity(n) is not None]

@@ -148,7 +148,7 @@ class Control:
                 return found
             if not self.processes():
                 name = load_spec(self.directory).name
-                raise NotRunning(f"cluster {name!r} is not running; start it: zcluster -c {name} up")
+                raise NotRunning(f"cluster {name!r} is not running; start it: {config.command(self.directory)} up")
             self.start(owner=owner, give_up=give_up)
 
     def start(self, *, owner: str | None = None, give_up: float | None = None) -> bool:

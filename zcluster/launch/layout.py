@@ -43,8 +43,7 @@ def create(name: str, settings: Settings, *, directory: Path | None = None, ephe
     path = (directory if directory is not None else config.cluster_directory(name)).absolute()
     existed = path.exists()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = files.lock(path / ".create", wait=True)
+        held = _lock_creation(path)
     except (FileExistsError, NotADirectoryError):
         raise InvalidInput(f"{path} is not a directory") from None
     except OSError as error:
@@ -61,6 +60,16 @@ def create(name: str, settings: Settings, *, directory: Path | None = None, ephe
         files.unlock(held)
 
 
+def _lock_creation(path: Path) -> int:
+    """Make the directory and hold its creation lock; another one's refused creation may remove both meanwhile."""
+    while True:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = files.lock(path / ".create", wait=True)
+        if files.is_same(path / ".create", held):
+            return held
+        files.unlock(held)
+
+
 def unwritable(path: Path, error: OSError) -> InvalidInput:
     """What to tell somebody whose home directory is read-only, full, or somebody else's."""
     return InvalidInput(
@@ -70,12 +79,20 @@ def unwritable(path: Path, error: OSError) -> InvalidInput:
 
 
 def _undo(path: Path, *, existed: bool) -> None:
-    """Nothing is left of a creation that was refused before there was anything in the directory."""
+    """Nothing is left of a creation that was refused; what is not empty, or not ours, is not touched."""
+    if (path / "cluster.json").exists():
+        return
+    for part in _PARTS:
+        with suppress(OSError):
+            (path / part).rmdir()
     with suppress(OSError):
-        if set(os.listdir(path)) == {".create"}:
+        if set(os.listdir(path)) <= {".create", "cluster.tmp"}:
+            (path / "cluster.tmp").unlink(missing_ok=True)
             (path / ".create").unlink()
             if not existed:
                 path.rmdir()
+    with suppress(OSError, Error):
+        config.socket_directory(path).rmdir()
 
 
 def remove_unfinished(directory: Path) -> None:
@@ -179,7 +196,7 @@ def refuse_differences(spec: ClusterSpec, different: Mapping[str, tuple[Any, Any
     """Raises: Conflict, listing them, with what to do."""
     listed = ", ".join(f"{name} is {now!r}, not {asked!r}" for name, (now, asked) in sorted(different.items()))
     safe = running and set(different) <= CHANGEABLE
-    command = f"zcluster -c {spec.name} down"
+    command = f"{config.command(spec.path)} down"
     advice = (
         f"stop it first ({command}), then `up` again with the new value"
         if safe

@@ -40,12 +40,17 @@ class Pending:
 
 
 class Requests:
-    """The bound socket, and who still waits for an answer. Raises: Error (it cannot be bound), InvalidInput."""
+    """The bound socket, and who still waits for an answer. Raises: Error (it cannot be bound), InvalidInput.
+
+    `sockets_were_gone`: the directory of all sockets had to be made anew; a cleaner of /tmp may have taken it.
+    """
 
     def __init__(self, spec: ClusterSpec) -> None:
         security = Security.load(spec)
-        if spec.settings.transport == "ipc":
-            config.make_private(Path(spec.socket_directory))  # a cleaner of /tmp may have taken it
+        sockets = Path(spec.socket_directory)
+        self.sockets_were_gone = spec.settings.transport == "ipc" and not sockets.exists()
+        if self.sockets_were_gone:
+            config.make_private(sockets)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._authentication: Any = serve_authentication(self.context, security)
         endpoint = spec.endpoint("supervisor", config.CONTROL)

@@ -74,6 +74,11 @@ class Supervisor:
 
         requests = Requests(self.spec)
         self.verbs = Verbs(self.fleet, requests, note=self.note, start_due=self.start_due)
+        if requests.sockets_were_gone:
+            for child in self.fleet.living():
+                if child.process is not None and not child.process.own:  # adopted: nobody can connect to it any more
+                    self.note("its sockets were removed: restarted", child)
+                    self.verbs.kill_spared([child], signal.SIGKILL)
         if not self.spec.created:
             from zcluster.launch.probe import Connections
 

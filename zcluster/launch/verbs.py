@@ -87,13 +87,12 @@ class Verbs:
         number = signal.Signals[signal_name]
         killed = [c.process for c in children if c.process is not None]
         deadly = signal_name in DEADLY
-        for child in children:
-            if child.process is not None:
-                child.process.signal(number)
-                child.asked_to_die = child.asked_to_die or deadly
-        names = {c.name for c in children}
         if deadly:
-            self._spare_tasks(children)
+            self.kill_spared(children, number)
+        else:
+            for process in killed:
+                process.signal(number)
+        names = {c.name for c in children}
         for child in children:
             self.note(f"sent {signal_name}", child)
         if deadly:
@@ -104,13 +103,16 @@ class Verbs:
         else:
             self.requests.reply(client)
 
-    def _spare_tasks(self, children: list[Child]) -> None:
-        """Killed on purpose: whatever these workers were running is not to blame for it."""
+    def kill_spared(self, children: list[Child], number: int) -> None:
+        """A deadly signal, on purpose: whatever workers among them were running is not to blame for it."""
         from zcluster.tasks.word import spare
 
-        for child in children:
-            if child.kind == "worker" and child.process is not None:
-                spare(self.fleet.spec.path / "run", child.name, child.process.pid)
+        meant = [(c, c.process.pid) for c in children if c.process is not None]
+        for child, _ in meant:
+            self.fleet.kill(child, number)
+        for child, pid in meant:
+            if child.kind == "worker":
+                spare(self.fleet.spec.path / "run", child.name, pid)
 
     def pause(self, client: bytes, targets: list[str]) -> None:
         self._set_paused(targets, paused=True)

@@ -326,6 +326,29 @@ def test_ls_lists_clusters_or_says_that_there_is_none(run: Run, monkeypatch: pyt
     ]
 
 
+def test_ls_shows_a_damaged_cluster_with_what_to_do(run: Run, home: Path) -> None:
+    make_existing(home)
+    done = run("ls")
+    assert done.stdout.splitlines()[1].split()[:6] == ["default", "damaged", "0/?", "0", "?", "?"]
+    assert "zcluster down --purge" in done.stderr
+    assert json.loads(run("ls", "--json").stdout)["clusters"][0]["state"] == "damaged"
+
+
+def test_down_all_goes_on_after_a_cluster_that_cannot_be_removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(name: str, timeout: float, *, purge: bool) -> bool:
+        if name == "a":
+            raise Conflict("a is special")
+        return True
+
+    monkeypatch.setattr("zcluster.launch.named.down", down)
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: [{"cluster": n, "running": True} for n in "ab"])
+    done = run("down", "--all")
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (6, "error: a: a is special")
+    assert 'Cluster "b" stopped' in done.stderr
+    found = json.loads(run("down", "--all", "--json").stdout)["clusters"]
+    assert (found[0]["error"]["type"], found[1]["was_running"]) == ("Conflict", True)
+
+
 def test_a_path_stands_for_a_private_cluster(run: Run, cluster: FakeCluster, home: Path) -> None:
     assert run("pause", "n1", "-c", f"{home}/default").exit_code == 0
     done = run("pause", "n1", "-c", f"{home}/other")

@@ -203,7 +203,27 @@ def test_a_full_disk_behind_standard_output_is_an_error() -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-P", "-m", "zcluster", "--help"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\nSee: zcluster doctor\n")
+
+
+def test_an_error_as_json_onto_a_full_disk_keeps_its_code_and_shows_no_traceback() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-P", "-m", "zcluster", "status", "-c", "a b", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_bug(closed: str) -> None:
+    command = f"{sys.executable} -P -m zcluster version {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_json_without_a_verb_is_one_object_too(run: Run) -> None:
+    done = run("--json")
+    assert (done.exit_code, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["error"]["type"] == "Usage"
 
 
 def test_completion_knows_verbs_clusters_and_selectors(run: Run, cluster: FakeCluster, home: object) -> None:
