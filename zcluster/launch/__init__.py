@@ -22,8 +22,8 @@ Files, lowest first:
     requests     the supervisor's end of the control socket
     verbs        what each request does
     supervisor   one loop over pidfds, the control socket and timers
-    control      the other end of that socket; starts a supervisor that adopts when there is none
     layout       a cluster's directory: create, change safely, list, remove
+    control      the other end of that socket; starts a supervisor that adopts when there is none
     probe        asking replicas and the router, in bounded time
     report       the status of a cluster as one dictionary
     readiness    pure: what is still missing, and whether waiting is hopeless

@@ -191,6 +191,12 @@ def check_usable(found: RecoveredStore, spec: ClusterSpec, node: str) -> None:
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
+    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
+        raise Refused(
+            f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
+            f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
+            "identity. Restore its files; the other nodes go on without it."
+        )
     if found.repair and len(spec.nodes) == 1:
         raise Refused(
             f"{found.damage or 'a repair is pending'}: a one-node cluster has no peer to repair it from. The damaged "

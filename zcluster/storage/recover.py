@@ -233,8 +233,6 @@ class _Recovery:
             last = chain.kept[-1].segment.scan.last
             assert last is not None, "a segment without a frame was never begun"
             state = last.state  # not that of unsynced frames behind a torn tail
-        if checkpoint is not None and (epoch := checkpoint.meta.epoch) > state.term:  # synced before it, since cut off
-            return self._wiped(f"the log ends in term {state.term}, before its checkpoint of term {epoch}")
         recovered, suspect_after = self._recovered(state, checkpoint, chain)
         position = WalPosition(
             segments=self._live,
@@ -319,8 +317,8 @@ class _Recovery:
             threshold = max(state.term, highest_epoch)
         return None if threshold is None or highest_epoch > threshold else threshold
 
-    def _wiped(self, what: str = "no readable segment of the log") -> tuple[Wal, RecoveredStore]:
-        damage = self._damage or Corrupt(self._wal_directory, 0, what)
+    def _wiped(self) -> tuple[Wal, RecoveredStore]:
+        damage = self._damage or Corrupt(self._wal_directory, 0, "no readable segment of the log")
         position = WalPosition(start=StartMark("", _SOUND), boot_id=self._boot_id)
         wal = Wal(self._disk, self._wal_directory, self._digest, position, self._segment_bytes)
         wal.failed = StorageError(f"{self._wal_directory}: the hard state is lost; this replica must not be used")

@@ -128,7 +128,8 @@ def test_each_error_has_its_exit_code_one_line_and_one_object(
 ) -> None:
     cluster.raises = error
     plain = run("pause", "n1")
-    assert (plain.exit_code, plain.stdout, plain.stderr) == (code, "", "error: m\n")
+    advice = "See: zcluster doctor\n" if isinstance(error, PermissionError) else ""
+    assert (plain.exit_code, plain.stdout, plain.stderr) == (code, "", f"error: m\n{advice}")
     asked = run("pause", "n1", "--json")
     kind = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
     assert (asked.exit_code, asked.stderr) == (code, "")

@@ -281,18 +281,6 @@ def test_a_zeroed_header_of_a_used_segment_is_damage() -> None:
     assert found.repair and found.hard_state == HardState(3, 2)
 
 
-def test_a_log_cut_to_before_the_term_of_its_checkpoint_has_lost_its_vote() -> None:
-    """No torn tail looks like this: term 3 was synced before anything of it could be in a checkpoint."""
-    disk = log_of(3)
-    checkpoint(disk, 2, 3)
-    assert not recover(disk.copy()).wiped
-    path = segments(disk)[0]
-    disk.cut(path, read_segment(disk, path, 1, DIGEST).scan.ends[0])
-    found = recover(disk)
-    assert found.wiped and "before its checkpoint of term 3" in str(found.damage)
-    assert recover(disk).wiped, "nothing was changed"
-
-
 def test_a_log_without_any_readable_frame_is_wiped() -> None:
     disk = log_of(3)
     path = segments(disk)[0]
