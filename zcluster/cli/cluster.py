@@ -117,8 +117,8 @@ def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) 
         return
     engine = f"{report['engine']} · durability {report['durability']}"
     if report["already_running"]:
-        again = [n["name"] for n in report["nodes"] if n.get("uptime_seconds", seconds + 1) <= seconds]
-        what = f"was running; {' '.join(again)} started again" if again else "is already running; nothing changed"
+        changes = [f"{' '.join(report[what])} {what} again" for what in ("started", "resumed") if report[what]]
+        what = f"was running; {', '.join(changes)}" if changes else "is already running; nothing changed"
         app.show(f'Cluster "{cluster.name}" {what}   {engine}')
     else:
         app.show(f'Cluster "{cluster.name}" is ready in {seconds:.1f}s   {engine}')
@@ -242,7 +242,9 @@ def stop(app: App, nodes: tuple[str, ...], timeout: float) -> None:
     """Stop nodes cleanly, all by default; they stay down until `start`."""
     cluster = app.running_cluster()
     names = cluster.stop(",".join(nodes) or "all", timeout=timeout)
-    app.say(f"stopped {' '.join(names)}; start again: {app.command} start {' '.join(nodes)}".rstrip())
+    down = [name for name in names if name in cluster.nodes]  # the others are restarted at once
+    again = "" if len(down) == len(cluster.nodes) else " ".join(down)
+    app.say(f"stopped {' '.join(names)}" + (f"; start again: {app.command} start {again}".rstrip() if down else ""))
     app.emit({"cluster": cluster.name, "stopped": names})
 
 

@@ -65,11 +65,21 @@ def up(
     if progress is not None:
         progress("found" if found else "started", {"created": created})
     cluster = Cluster(directory)
-    if found:
-        cluster.resume("all")
-        cluster.start("all")
+    changed = _bring_back(cluster) if found else {}
     status = cluster.wait_healthy(wait_s, progress)
-    return cluster, up_report(status, seconds=time.monotonic() - began, found=found, created=created)
+    report = up_report(status, seconds=time.monotonic() - began, found=found, created=created)
+    return cluster, {**report, "started": [], "resumed": [], **changed}
+
+
+def _bring_back(cluster: Cluster) -> dict[str, list[str]]:
+    """Let everything run again that was killed, stopped or paused. Returns: the names, by what was done."""
+    processes = cluster.control.call("status")["processes"]
+    down = [p["name"] for p in processes if p["kind"] == "replica" and p["state"] in ("down", "failed")]
+    paused = [p["name"] for p in processes if p["paused"]]
+    of_paused_nodes = {worker for name in paused for worker in cluster.spec.worker_names(name)}
+    cluster.resume("all,router")
+    cluster.start("all")
+    return {"started": down, "resumed": [name for name in paused if name not in of_paused_nodes]}
 
 
 def up_report(status: dict[str, Any], *, seconds: float, found: bool, created: bool) -> dict[str, Any]:

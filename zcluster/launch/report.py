@@ -155,13 +155,14 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
 
 
 def judge(report: Map) -> str:
-    """healthy: every node answers and is sound, a leader, the router, all workers registered. no_quorum: no majority
-    of nodes answers that may vote; one that repairs itself may not."""
+    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused.
+    no_quorum: no majority of nodes answers that may vote; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
     nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
     registered = sum(w["registered"] for w in report["workers"])
-    complete = report["router"] is not None and registered == report["workers_expected"]
+    frozen = any(w["paused"] for w in report["workers"])
+    complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
     return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
 
 
@@ -186,8 +187,15 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         problems.append("no leader")
     if sum(n["repair"] for n in report["nodes"]) > len(report["nodes"]) // 2:
         problems.append("a majority of the nodes is in repair, without sound peers to repair from: restore their data")
-    if report["router"] is None:
+    if any(router["paused"] for router in report["routers"]):
+        paused.append("router")
+        problems.append("the router is paused")
+    elif report["router"] is None:
         problems.append("the router does not answer")
+    for worker in report["workers"]:
+        if worker["paused"] and worker["node"] not in paused:
+            paused.append(worker["name"])
+            problems.append(f"{worker['name']} is paused")
     missing = report["workers_expected"] - sum(w["registered"] for w in report["workers"])
     if missing > 0:
         problems.append(f"{missing} of {report['workers_expected']} workers are not there")

@@ -52,7 +52,7 @@ class Verbs:
             if handler is None:
                 raise InvalidInput(f"the supervisor knows no verb {verb!r}; is another zcluster version running?")
             if self.fleet.closing and verb not in WHILE_CLOSING:
-                raise Conflict(f"cluster {self.fleet.spec.name!r} is going down")
+                raise Conflict(f"cluster {self.fleet.spec.name!r} is going down; ask again when it has stopped")
             handler(self, client, **arguments)
         except (Error, TypeError) as error:
             self.requests.refuse(client, error)

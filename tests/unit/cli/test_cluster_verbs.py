@@ -28,6 +28,7 @@ class FakeUp:
         self.wait_s = 0.0
         self.found = False
         self.raises: BaseException | None = None
+        self.changed: dict[str, list[str]] = {}
 
     def __call__(
         self, name: str, given: Given, wait_s: float, progress: Callable[[str, Given], None]
@@ -40,7 +41,15 @@ class FakeUp:
         for event in ("nodes", "leader", "workers"):
             progress(event, facts)
         report = {"cluster": name, "ready": True, "seconds": 0.6, "already_running": self.found, "leader": "n2"}
-        report |= {"engine": "raft", "durability": "fsync", "directory": f"/data/{name}", "workers": []}
+        report |= {
+            "engine": "raft",
+            "durability": "fsync",
+            "directory": f"/data/{name}",
+            "workers": [],
+            "started": [],
+            "resumed": [],
+            **self.changed,
+        }
         return self.cluster, report | {"format": 1, "nodes": [a_node("n1"), a_node("n2", uptime_seconds=500.0)]}
 
 
@@ -90,6 +99,18 @@ def test_up_as_json_is_one_object(run: Run, up: FakeUp) -> None:
     assert report.pop("version") == 1
     assert "format" not in report
     assert {"cluster", "ready", "seconds", "leader", "nodes", "workers", "engine", "durability"} <= set(report)
+
+
+def test_a_second_up_says_what_runs_again(run: Run, up: FakeUp) -> None:
+    up.found = True
+    up.changed = {"started": ["n1"], "resumed": ["n3", "router"]}
+    assert "was running; n1 started again, n3 router resumed again" in run("up").stdout
+
+
+def test_stopped_nodes_are_told_how_to_start_again(run: Run, cluster: FakeCluster) -> None:
+    assert run("stop", "leader").stderr == "stopped n3; start again: zcluster start n3\n"
+    assert run("stop").stderr.splitlines()[0] == "stopped n1 n2 n3; start again: zcluster start"
+    assert run("stop", "router").stderr == "stopped router\n"
 
 
 def test_a_second_up_says_that_nothing_changed(run: Run, up: FakeUp) -> None:
