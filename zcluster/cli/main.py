@@ -328,12 +328,17 @@ def _without_verb(ctx: click.Context) -> None:
 root.callback = _without_verb
 
 
+def _void() -> io.TextIOWrapper:
+    """A stream that forgets; open until the process ends."""
+    return io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+
+
 def main() -> NoReturn:
     """The console script."""
     if sys.stdout is None:  # closed by whoever called us: nobody wants to read it
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 open until the process ends
+        sys.stdout = _void()
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 open until the process ends
+        sys.stderr = _void()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     root.main()

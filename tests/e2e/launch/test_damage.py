@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -154,9 +155,9 @@ def test_what_cannot_be_removed_is_said(home: Path, monkeypatch: pytest.MonkeyPa
     cluster.down()
     place = str(cluster.directory)
 
-    def refuse(path: object, onerror: object = None) -> None:
+    def refuse(path: object, onerror: Callable[[object, object, tuple[object, ...]], None]) -> None:
         assert str(path) in (place, cluster.spec.socket_directory)
-        onerror(os.rmdir, path, (OSError, OSError(30, "Read-only file system", str(path)), None))  # type: ignore[operator]
+        onerror(os.rmdir, path, (OSError, OSError(30, "Read-only file system", str(path)), None))
 
     monkeypatch.setattr("shutil.rmtree", refuse)
     with pytest.raises(StorageError, match="Read-only"):

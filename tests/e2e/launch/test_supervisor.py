@@ -69,25 +69,6 @@ def test_second_up_is_harmless_and_compares_only_what_was_given(cluster: Cluster
     assert (listed["cluster"], listed["state"], listed["nodes_up"], listed["workers"]) == ("default", "running", 3, 3)
 
 
-def test_second_up_brings_back_what_was_killed_and_paused_and_names_it(cluster: Cluster) -> None:
-    cluster.nodes["n1"].kill()
-    cluster.pause("n2,router,n3.w1")
-    status = cluster.status()
-    assert {"n2 is paused", "the router is paused", "n3.w1 is paused"} <= set(status["problems"])
-    assert status["fix"] == ["zcluster start n1", "zcluster resume n2 router n3.w1"]
-    _, report = up("default", {})
-    assert (report["started"], report["resumed"]) == (["n1"], ["n2", "router", "n3.w1"])
-    _, report = up("default", {})
-    assert (report["started"], report["resumed"]) == ([], [])
-
-
-def test_paused_worker_is_not_healthy(cluster: Cluster) -> None:
-    cluster.pause("n3.w1")
-    assert cluster.status()["state"] == "degraded"
-    cluster.resume("n3.w1")
-    assert cluster.status()["state"] == "healthy"
-
-
 def test_down_keeps_the_data_and_up_goes_on_with_them(cluster: Cluster) -> None:
     cluster_id = cluster.spec.cluster_id
     until(lambda: load_spec(cluster.directory).created)

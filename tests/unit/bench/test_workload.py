@@ -220,7 +220,8 @@ def test_impossible_work_is_refused(work: KvWork) -> None:
 
 
 def test_values_that_the_cluster_refuses_are_refused_before_the_run() -> None:
-    client = FakeClient()
-    client.spec = SimpleNamespace(settings=Settings(value_bytes_max=1024))  # type: ignore[attr-defined]
+    class Bounded(FakeClient):
+        spec = SimpleNamespace(settings=Settings(value_bytes_max=1024))
+
     with pytest.raises(InvalidInput, match="value_bytes_max of this cluster is 1024"):
-        run_kv(client, SHORT, KvWork(value_size=1025))
+        run_kv(Bounded(), SHORT, KvWork(value_size=1025))
