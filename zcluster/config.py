@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -192,7 +193,7 @@ def command(directory: Path) -> str:
     """How to call zcluster for the cluster in a directory, for advice that can be pasted."""
     directory = directory.absolute()
     if directory.parent != home():
-        return f"zcluster -c {directory}"
+        return f"zcluster -c {shlex.quote(str(directory))}"
     return "zcluster" if directory.name == "default" else f"zcluster -c {directory.name}"
 
 

@@ -117,7 +117,8 @@ def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) 
         return
     engine = f"{report['engine']} · durability {report['durability']}"
     if report["already_running"]:
-        changes = [f"{' '.join(report[what])} {what} again" for what in ("started", "resumed") if report[what]]
+        done = (("started", "started again"), ("resumed", "resumed"))
+        changes = [f"{' '.join(report[key])} {what}" for key, what in done if report[key]]
         what = f"was running; {', '.join(changes)}" if changes else "is already running; nothing changed"
         app.show(f'Cluster "{cluster.name}" {what}   {engine}')
     else:

@@ -169,6 +169,7 @@ def test_advice_names_the_cluster_as_it_can_be_called(home: Path, tmp_path: Path
     assert config.command(home / "default") == "zcluster"
     assert config.command(home / "two") == "zcluster -c two"
     assert config.command(tmp_path / "kept") == f"zcluster -c {tmp_path}/kept"
+    assert config.command(tmp_path / "two words") == f"zcluster -c '{tmp_path}/two words'"
 
 
 def test_description_stays_as_it_is_when_a_cluster_is_only_looked_at(cluster: Cluster) -> None:
