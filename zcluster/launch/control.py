@@ -29,7 +29,7 @@ ANSWER_MARGIN_S: Final = 10.0
 """The supervisor itself answers in time, if with an error; only a stuck one is given up this much later."""
 
 RUN_FILE_S: Final = 2.0
-"""A supervisor older than this has written its run file, once."""
+"""A supervisor older than this has written its run file; one that is ending holds its lock for less."""
 
 _started: list[Process] = []
 """Supervisors that this process has started: collected when they have ended, so that they are no zombies of ours."""
@@ -156,13 +156,16 @@ class Control:
 
         Returns: whether it is ours. Raises: Error.
         """
-        give_up = time.monotonic() + 5 if give_up is None else give_up
+        began = time.monotonic()
+        give_up = began + 5 if give_up is None else give_up
         while True:
             try:
                 spawn_supervisor(self.directory, owner=owner)
                 return True
             except Conflict:
-                found = self.supervisor() or self._find_supervisor()
+                found = self.supervisor()
+                if found is None and time.monotonic() - began > RUN_FILE_S:  # till then it may be starting, or ending
+                    found = self._find_supervisor()
                 if found is not None:
                     found.close()
                     return False

@@ -118,6 +118,9 @@ class Supervisor:
 
     def clean(self) -> None:
         """After the last child: remove what means nothing without processes; of an ephemeral cluster, everything."""
+        if not self.fleet.displaced:
+            with suppress(OSError):
+                files.remove_run_file(self.spec.path, "supervisor")  # first: nobody is to wait for us any more
         if self.spec.ephemeral:
             for pid, _ in system.find_processes(self.spec.directory):
                 system.kill_pid(pid)  # what a task has started in a session of its own
