@@ -293,9 +293,9 @@ def _close_streams(code: int) -> int:
     except BrokenPipeError:
         _discard_output()
     except OSError as error:
+        _discard_output()  # or the interpreter would try again, and complain, while it ends
         if code == 0:
             click.echo(f"error: cannot write the output: {error.strerror}", err=True)
-            _discard_output()
             return 1
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -200,17 +201,22 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_behind_standard_output_is_an_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("asked", ["--help", "version"])
+def test_a_full_disk_behind_standard_output_is_an_error(unbuffered: str, asked: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-P", "-m", "zcluster", "--help"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        command = [sys.executable, "-P", "-m", "zcluster", asked]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\nSee: zcluster doctor\n")
 
 
-def test_an_error_as_json_onto_a_full_disk_keeps_its_code_and_shows_no_traceback() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_error_as_json_onto_a_full_disk_keeps_its_code_and_shows_no_traceback(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-P", "-m", "zcluster", "status", "-c", "a b", "--json"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert (done.returncode, done.stderr) == (2, "")
 
 
