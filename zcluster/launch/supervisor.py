@@ -210,13 +210,18 @@ class Supervisor:
 
     def check_creation(self, now: int) -> None:
         """Once every replica has answered, its store exists: from then on a missing one is an error."""
-        if self._creation is None:
+        if self._creation is None or self.fleet.displaced:
             return
         self._creation.pump(0.0)
         self._creation_check = now + SECOND  # one that was restarted meanwhile does not know us: greet it again
         if len(self._creation.announced) == len(self.spec.nodes):
-            self.spec = msgspec.structs.replace(load_spec(self.spec.directory), created=True)
-            save_spec(self.spec)
+            try:
+                created = msgspec.structs.replace(load_spec(self.spec.directory), created=True)
+                save_spec(created)
+            except (Error, OSError) as error:  # a full disk, a damaged description: try again
+                self.note(f"cannot note that every store exists: {error}", None)
+                return
+            self.spec = created
             self.fleet.spec = self.spec
             self._creation.close()
             self._creation = None
