@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
 
-from zcluster.config import ClusterSpec, cluster_directory, load_spec
+from zcluster.config import ClusterSpec, cluster_directory, command, load_spec
 from zcluster.errors import Closed, InvalidInput, NotRunning
 from zcluster.transport.liveness import start_ticks
 
@@ -175,7 +175,7 @@ def connect(name: str | os.PathLike[str] | None = None) -> Client:
     directory = find_directory(name)
     spec = load_spec(directory)
     if not is_running(spec):
-        raise NotRunning(f"cluster {spec.name!r} is not running; start it: zcluster -c {spec.name} up")
+        raise NotRunning(f"cluster {spec.name!r} is not running; start it: {command(spec.path)} up")
     return Client(spec)
 
 

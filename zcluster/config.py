@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 import tempfile
 from pathlib import Path
@@ -188,6 +189,14 @@ def home() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state").absolute() / "zcluster"
 
 
+def command(directory: Path) -> str:
+    """How to call zcluster for the cluster in a directory, for advice that can be pasted."""
+    directory = directory.absolute()
+    if directory.parent != home():
+        return f"zcluster -c {shlex.quote(str(directory))}"
+    return "zcluster" if directory.name == "default" else f"zcluster -c {directory.name}"
+
+
 def cluster_directory(name: str) -> Path:
     return home() / check_name(name)
 
@@ -200,13 +209,18 @@ def socket_directory(cluster_directory: Path) -> Path:
     if base is None:
         base = Path(tempfile.gettempdir()) / f"zcluster-{os.getuid()}"
     path = base / digest
-    ipc_endpoint(str(path), "supervisor.control-")
-    for part in (base, path):
+    ipc_endpoint(str(path), "supervisor.control")
+    make_private(path)
+    return path
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory for sockets and the one above it, 0700. Raises: InvalidInput, if they are somebody else's."""
+    for part in (directory.parent, directory):
         part.mkdir(mode=0o700, parents=True, exist_ok=True)
         info = part.stat()
         if info.st_uid != os.getuid() or stat.S_IMODE(info.st_mode) & 0o077:
             raise InvalidInput(f"{part} must belong to you alone (mode 0700); remove it or set XDG_RUNTIME_DIR")
-    return path
 
 
 def save_spec(spec: ClusterSpec) -> None:
@@ -231,13 +245,16 @@ def load_spec(directory: Path | str) -> ClusterSpec:
     try:
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise NotRunning(
-            f"no cluster {Path(directory).name!r} in {Path(directory).parent}; start it: zcluster up"
-        ) from None
+        place = Path(directory).absolute()
+        advice = f"; start it: {command(place)} up" if place.parent == home() else ""
+        raise NotRunning(f"no cluster {place.name!r} in {place.parent}{advice}") from None
     try:
         if int(msgspec.json.decode(raw).get("format", 0)) > FORMAT:
             raise FormatTooNew(f"{path} was written by a newer zcluster; upgrade zcluster to use this cluster")
         spec = msgspec.json.decode(raw, type=ClusterSpec)
     except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
-        raise InvalidInput(f"{path} is damaged ({error}); restore it, or remove the directory to start anew") from None
+        raise InvalidInput(
+            f"{path} is damaged ({error}); restore it from a copy, or discard the cluster with its data: "
+            f"{command(Path(directory))} down --purge"
+        ) from None
     return msgspec.structs.replace(spec, directory=str(Path(directory).absolute()))

@@ -329,6 +329,13 @@ def _settings(client: Any, load: Load, **work: Any) -> dict[str, Any]:
     )
 
 
+def _check_fits(client: Any, work: KvWork) -> None:
+    """Raises: InvalidInput, where every single write would be refused for its size."""
+    limit = getattr(getattr(getattr(client, "spec", None), "settings", None), "value_bytes_max", None)
+    if limit is not None and work.value_size > limit:
+        raise InvalidInput(f"value size {work.value_size}: value_bytes_max of this cluster is {limit}")
+
+
 def _connect(cluster: Any) -> tuple[Any, bool]:
     """(client, is ours to close) for a client, a cluster's name or its directory."""
     if not isinstance(cluster, str | Path):
@@ -348,6 +355,7 @@ def run_kv(cluster: Any, load: Load, work: KvWork | None = None, on_progress: On
     client, ours = _connect(cluster)
     try:
         settings = _settings(client, load, **msgspec.to_builtins(work))
+        _check_fits(client, work)
         return run_load("kv", load, kv_operation(client.aio.kv, work), settings, on_progress)
     finally:
         if ours:

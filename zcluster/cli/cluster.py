@@ -68,7 +68,7 @@ def _start(app: App, given: dict[str, Any], wait_s: float) -> Cluster:
     """Start or find it, and tell."""
     began = time.monotonic()
     app.transient(f'   starting cluster "{app.name}" …')
-    from zcluster.launch import cluster as launch
+    from zcluster.launch import named as launch
 
     cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
     app.emit(report)
@@ -117,8 +117,9 @@ def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) 
         return
     engine = f"{report['engine']} · durability {report['durability']}"
     if report["already_running"]:
-        again = [n["name"] for n in report["nodes"] if n.get("uptime_seconds", seconds + 1) <= seconds]
-        what = f"was running; {' '.join(again)} started again" if again else "is already running; nothing changed"
+        done = (("started", "started again"), ("resumed", "resumed"))
+        changes = [f"{' '.join(report[key])} {what}" for key, what in done if report[key]]
+        what = f"was running; {', '.join(changes)}" if changes else "is already running; nothing changed"
         app.show(f'Cluster "{cluster.name}" {what}   {engine}')
     else:
         app.show(f'Cluster "{cluster.name}" is ready in {seconds:.1f}s   {engine}')
@@ -162,7 +163,7 @@ def _stay(app: App, cluster: Cluster) -> None:
 
 def _stop_twice(app: App) -> None:
     """Stop cleanly; at once when interrupted meanwhile, and not to be interrupted then."""
-    from zcluster.launch import cluster as launch
+    from zcluster.launch import named as launch
 
     try:
         app.say("\nstopping (Ctrl-C again: at once)")
@@ -180,24 +181,36 @@ def _stop_twice(app: App) -> None:
 @click.option("--all", "every", is_flag=True, help="All clusters; with --purge the stopped ones too.")
 @click.option("-t", "--timeout", type=DURATION, default=10.0, metavar="TIME", help="Then SIGKILL (default 10s).")
 @pass_app
-def down(app: App, purge: bool, every: bool, timeout: float) -> None:
+@click.pass_context
+def down(ctx: click.Context, app: App, purge: bool, every: bool, timeout: float) -> None:
     """Stop a cluster; its data are kept. One that does not run is fine."""
-    from zcluster.errors import InvalidInput
-    from zcluster.launch import cluster as launch
+    from zcluster.api import find_directory
+    from zcluster.errors import Error, InvalidInput
+    from zcluster.launch import named as launch
 
     if every and app.cluster_given is not None:
         raise InvalidInput("--all and -c contradict each other")
     names = [app.name]
     if every:
-        names = [c["cluster"] for c in launch.clusters() if purge or c["state"] == "running"]
-    doomed = [name for name in names if purge and _directory(name).exists()]
+        names = [c["cluster"] for c in launch.clusters() if purge or c["running"]]
+    doomed = [name for name in names if purge and find_directory(name).exists()]
     if doomed:
         app.confirm(f"Remove {', '.join(doomed)} with all data?")
-    done = []
+    done: list[dict[str, Any]] = []
+    failed: Error | None = None
     for name in names:
         app.transient(f"   stopping {name} …")
-        existed = _directory(name).exists()
-        ran = _down_one(name, timeout, purge)
+        existed = find_directory(name).exists()
+        try:
+            ran = launch.down(name, timeout, purge=purge)
+        except Error as error:
+            if not every:
+                raise
+            app.clear_transient()
+            app.error(f"{name}: {error}")  # and on to the others
+            failed = failed or error
+            done.append({"cluster": name, "error": {"type": type(error).__name__, "message": str(error)}})
+            continue
         app.clear_transient()
         done.append({"cluster": name, "was_running": ran, "purged": purge and existed})
         what = "stopped" if ran else "was not running" if existed else "does not exist"
@@ -206,25 +219,8 @@ def down(app: App, purge: bool, every: bool, timeout: float) -> None:
     if every and not names:
         app.say("There is no cluster" if purge else "No cluster is running")
     app.emit({"clusters": done} if every else done[0])
-
-
-def _directory(name: str) -> Path:
-    from zcluster.api import find_directory
-
-    return find_directory(name)
-
-
-def _down_one(name: str, timeout: float, purge: bool) -> bool:
-    """Returns: whether anything ran."""
-    from zcluster.errors import NotRunning
-    from zcluster.launch import cluster as launch
-
-    if os.sep not in name:
-        return launch.down(name, timeout, purge=purge)
-    try:
-        return launch.Cluster(_directory(name)).down(timeout, purge=purge)
-    except NotRunning:
-        return False
+    if failed is not None:
+        ctx.exit(failed.exit_code)
 
 
 def complete_selector(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -247,7 +243,9 @@ def stop(app: App, nodes: tuple[str, ...], timeout: float) -> None:
     """Stop nodes cleanly, all by default; they stay down until `start`."""
     cluster = app.running_cluster()
     names = cluster.stop(",".join(nodes) or "all", timeout=timeout)
-    app.say(f"stopped {' '.join(names)}; start again: {app.command} start {' '.join(nodes)}".rstrip())
+    down = [name for name in names if name in cluster.nodes]  # the others are restarted at once
+    again = "" if len(down) == len(cluster.nodes) else " ".join(down)
+    app.say(f"stopped {' '.join(names)}" + (f"; start again: {app.command} start {again}".rstrip() if down else ""))
     app.emit({"cluster": cluster.name, "stopped": names})
 
 

@@ -28,7 +28,11 @@ timeout_option = click.option(
 
 def value_bytes(text: str) -> bytes:
     """What a VALUE on the command line stands for. `-` is standard input; what was not valid text stays what it was."""
-    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
+    if text != "-":
+        return os.fsencode(text)
+    if sys.stdin is None:
+        raise click.UsageError("the value is to come from standard input, which is closed")
+    return sys.stdin.buffer.read()
 
 
 def value_fields(value: bytes | None, prefix: str = "value") -> dict[str, Any]:

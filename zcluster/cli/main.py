@@ -252,7 +252,7 @@ def report_error(app: App, error: BaseException) -> int:
     if app.json:
         try:
             app.emit({"error": {"type": kind, "message": text}})
-        except BrokenPipeError:
+        except OSError:  # nobody reads it, or the disk behind it is full
             _discard_output()
         return code
     if text:
@@ -279,7 +279,7 @@ def _judge(app: App, error: BaseException) -> tuple[str, str, int, str]:
         return "Timeout", str(error) or "not done in time", 7, ""
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        return type(error).__name__, f"{error.strerror or error}{where}", 1, ""
+        return type(error).__name__, f"{error.strerror or error}{where}", 1, "See: zcluster doctor"
     advice = (
         "" if app.verbose else "This is a bug in zcluster. With -v (or ZCLUSTER_DEBUG=1) the same call shows where."
     )
@@ -293,9 +293,9 @@ def _close_streams(code: int) -> int:
     except BrokenPipeError:
         _discard_output()
     except OSError as error:
+        _discard_output()  # or the interpreter would try again, and complain, while it ends
         if code == 0:
             click.echo(f"error: cannot write the output: {error.strerror}", err=True)
-            _discard_output()
             return 1
     return code
 
@@ -320,14 +320,25 @@ root = Root(
 @click.pass_context
 def _without_verb(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
+        if ctx.ensure_object(App).json:
+            raise click.UsageError("no command given")
         click.echo(ctx.get_help())
 
 
 root.callback = _without_verb
 
 
+def _void() -> io.TextIOWrapper:
+    """A stream that forgets; open until the process ends."""
+    return io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+
+
 def main() -> NoReturn:
     """The console script."""
+    if sys.stdout is None:  # closed by whoever called us: nobody wants to read it
+        sys.stdout = _void()
+    if sys.stderr is None:
+        sys.stderr = _void()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     root.main()

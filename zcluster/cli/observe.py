@@ -29,7 +29,7 @@ _PALETTE: Final = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", 
 def list_clusters(app: App) -> None:
     """List all clusters, running and stopped."""
     from zcluster.config import home
-    from zcluster.launch import cluster as launch
+    from zcluster.launch import named as launch
 
     found = launch.clusters()
     app.emit({"clusters": found})
@@ -40,10 +40,10 @@ def list_clusters(app: App) -> None:
         [
             each["cluster"],
             each["state"],
-            f"{each['nodes_up']}/{each['nodes']}",
+            f"{each['nodes_up']}/{each['nodes'] or '?'}",
             str(each["workers"]),
-            each["engine"],
-            each["durability"],
+            each["engine"] or "?",
+            each["durability"] or "?",
             size_text(each["disk_bytes"]),
             each["directory"],
         ]
@@ -51,6 +51,9 @@ def list_clusters(app: App) -> None:
     ]
     header = ("CLUSTER", "STATE", "NODES", "WORKERS", "ENGINE", "DURABILITY", "DISK", "DIRECTORY")
     app.show("\n".join(plain_table(header, rows)))
+    for each in found:
+        if each["problem"]:
+            app.say(f"{each['cluster']}: {each['problem']}")
 
 
 @verb("wait")

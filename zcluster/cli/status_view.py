@@ -71,7 +71,7 @@ def row(node: Map) -> list[str]:
 
 def _role(node: Map) -> str:
     if node["state"] == "up":
-        return str(node["role"])
+        return "repairing" if node.get("repair") else str(node["role"])
     reason = str(node.get("down_reason") or "")
     if node.get("failure"):
         return "✗ failed"
@@ -118,6 +118,8 @@ def footer(status: Map) -> list[str]:
         )
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
+    repairs = [problem for problem in status.get("problems", ()) if "repair" in problem]
+    lines += [f"Repair: {problem}" for problem in repairs]
     return lines + _advice(status)
 
 

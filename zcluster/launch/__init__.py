@@ -14,17 +14,22 @@ Not here: what the processes do (`node`, `tasks`), and what a cluster is for (`a
            └─ router    tasks               restarted whatever kills it
 
 Files, lowest first:
-    process      every call to the operating system: spawn, identify, signal, wait, run files, logs
+    process      the system's processes: spawn, identify, signal, wait, collect
+    files        what is written about them: run files, locks, logs; removing it all
     restart      pure: what a child's death means and when it starts again
     fleet        the children of one cluster and what the user wants of them
+    logs         the event log; every log kept bounded
+    requests     the supervisor's end of the control socket
+    verbs        what each request does
     supervisor   one loop over pidfds, the control socket and timers
-    control      the other end of that socket; starts a supervisor that adopts when there is none
     layout       a cluster's directory: create, change safely, list, remove
+    control      the other end of that socket; starts a supervisor that adopts when there is none
     probe        asking replicas and the router, in bounded time
     report       the status of a cluster as one dictionary
     readiness    pure: what is still missing, and whether waiting is hopeless
     handles      `Node` and single processes, as users see them
-    cluster      `Cluster`: the handle that users and the command line hold; `up`
+    cluster      `Cluster`: the handle that users and the command line hold
+    named        up, down, ls: by name, also where there is no handle to be had
     local        `LocalCluster`: a private cluster that belongs to one Python process
     executor     `Executor`: concurrent.futures over a cluster, a private one if need be
     sweep        `python -m`: the last line of defence when owner and supervisor were both killed

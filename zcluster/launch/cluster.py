@@ -1,4 +1,4 @@
-"""`Cluster`: the handle on a running cluster that the command line and users hold; `up` starts or finds one.
+"""`Cluster`: the handle on a running cluster that the command line and users hold.
 
 A handle keeps nothing open and remembers nothing that may change: every property is asked afresh, in bounded time, so
 a handle may be used from any thread, survives a fork, and never shows a dead process.
@@ -6,21 +6,19 @@ a handle may be used from any thread, survives a fork, and never shows a dead pr
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zcluster import config, wire
-from zcluster.config import ClusterSpec, load_spec, make_settings
-from zcluster.errors import Conflict, InvalidInput, NoQuorum, NotRunning, Timeout
-from zcluster.launch import layout, probe, readiness, report
+from zcluster.config import load_spec
+from zcluster.errors import InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
 from zcluster.launch.handles import Node, Nodes, ProcessHandle
-from zcluster.launch.layout import create
 from zcluster.launch.readiness import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class Cluster:
 
     def identity(self, process: str) -> system.Identity | None:
         """The living process of that name, None when it is dead."""
-        identity = system.read_run_file(self.directory, process)
+        identity = files.read_run_file(self.directory, process)
         return identity if identity is not None and system.living(identity) is not None else None
 
     @property
@@ -83,7 +81,7 @@ class Cluster:
         """Nodes that can answer: alive and not frozen."""
         names = []
         for node in self.spec.nodes:
-            identity = system.read_run_file(self.directory, node.name)
+            identity = files.read_run_file(self.directory, node.name)
             stat = system.living(identity) if identity is not None else None
             if stat is not None and not stat.paused:
                 names.append(node.name)
@@ -103,7 +101,7 @@ class Cluster:
         try:
             while (leader := self.leader) is None:
                 if time.monotonic() >= give_up:
-                    raise Timeout(f"no leader within {timeout:g} s; see: zcluster -c {self.name} status")
+                    raise Timeout(f"no leader within {timeout:g} s; see: {config.command(self.directory)} status")
                 if connections is None:
                     connections = probe.Connections(self.spec, [n.name for n in self.spec.nodes])
                 wake = min(give_up, time.monotonic() + ANSWER_S)
@@ -155,7 +153,7 @@ class Cluster:
         if part in ("leader", "followers"):
             leader = self.leader
             if leader is None:
-                raise NoQuorum(f"no leader right now; wait for one: zcluster -c {self.name} wait --for leader")
+                raise NoQuorum(f"no leader right now; wait for one: {config.command(self.directory)} wait --for leader")
             return [leader.name] if part == "leader" else [n for n in self.answering() if n != leader.name]
         if part == "random":
             alive = [n for n in nodes if self.identity(n) is not None]
@@ -212,7 +210,7 @@ class Cluster:
         """Stop everything; `purge`: remove the cluster with its data. Returns: whether anything ran."""
         ran = self.control.down(timeout)
         if purge:
-            system.remove_traces(self.directory, self.spec.socket_directory, everything=True)
+            files.remove_traces(self.directory, self.spec.socket_directory, everything=True)
         return ran
 
     def checkpoint(self, timeout: float = 30.0) -> dict[str, int]:
@@ -280,128 +278,3 @@ class Cluster:
                     connections.router = None
         finally:
             connections.close()
-
-
-def up(
-    name: str, settings_given: Mapping[str, Any], wait_s: float = 30.0, progress: Progress | None = None
-) -> tuple[Cluster, dict[str, Any]]:
-    """Start a cluster, or find it running; return when it is ready.
-
-    Args:
-        settings_given: only what was asked for explicitly: a running or stopped cluster keeps the rest as it is. A
-            stopped one may get new values of `layout.CHANGEABLE`.
-        progress: see `Cluster.wait_healthy`; also called with "started" or "found" first.
-    Returns:
-        The cluster, and what `up --json` prints. Nodes that were killed, stopped or paused run again.
-    Raises: Conflict (other settings), Timeout or Degraded (it is left running, to be looked at), InvalidInput.
-    """
-    system.require_linux()
-    began = time.monotonic()
-    directory = config.cluster_directory(name)
-    try:
-        spec = load_spec(directory)
-        created = False
-    except NotRunning:
-        spec = _create_or_find(name, settings_given)
-        created = not spec.created
-    control = Control(directory)
-    found = control.running()
-    if found:
-        different = layout.differences(spec.settings, settings_given)
-        if different:
-            layout.refuse_differences(spec, different, running=True)
-        control.ensure().close()
-    else:
-        spec = layout.prepare_start(spec, settings_given)
-        found = not control.start()
-    if progress is not None:
-        progress("found" if found else "started", {"created": created})
-    cluster = Cluster(directory)
-    if found:
-        cluster.resume("all")
-        cluster.start("all")
-    status = cluster.wait_healthy(wait_s, progress)
-    return cluster, up_report(status, seconds=time.monotonic() - began, found=found, created=created)
-
-
-def up_report(status: dict[str, Any], *, seconds: float, found: bool, created: bool) -> dict[str, Any]:
-    """What `up --json` prints."""
-    kept = (
-        "cluster",
-        "leader",
-        "term",
-        "nodes",
-        "workers",
-        "routers",
-        "engine",
-        "durability",
-        "transport",
-        "directory",
-    )
-    return {
-        "format": report.FORMAT,
-        "ready": True,
-        "seconds": round(seconds, 3),
-        "already_running": found,
-        "created": created,
-        **{key: status[key] for key in kept},
-    }
-
-
-def _create_or_find(name: str, settings_given: Mapping[str, Any]) -> ClusterSpec:
-    """A new cluster, or the one that another command has created at this very moment."""
-    try:
-        return create(name, make_settings(**settings_given))
-    except Conflict:
-        if (config.cluster_directory(name) / "cluster.json").exists():
-            return load_spec(config.cluster_directory(name))
-        raise
-
-
-def down(name: str, timeout: float = 10.0, *, purge: bool = False) -> bool:
-    """Stop a cluster by name; an absent one is fine. Returns: whether anything ran."""
-    directory = config.cluster_directory(name)
-    try:
-        return Cluster(directory).down(timeout, purge=purge)
-    except NotRunning:
-        return False
-    except InvalidInput:
-        if not purge or not (directory / "cluster.json").exists():
-            raise
-        for identity in system.read_run_files(
-            directory
-        ).values():  # its description is damaged: end it by its run files
-            found = system.Process.adopt(identity)
-            if found is not None:
-                system.kill_pid(found.pid)
-                found.exited(5)
-                found.close()
-        system.remove_tree(directory)
-        return True
-
-
-def clusters() -> list[dict[str, Any]]:
-    """All clusters under the home directory, running or stopped; quick: nobody is asked."""
-    found = []
-    for spec in layout.specs():
-        control = Control(spec.directory)
-        alive = control.processes()
-        nodes_up = sum(n.name in alive for n in spec.nodes)
-        found.append(
-            {
-                "cluster": spec.name,
-                "state": "running" if control.running() else "stopped",
-                "nodes": len(spec.nodes),
-                "nodes_up": nodes_up,
-                "workers": sum(i.kind == "worker" for i in alive.values()),
-                "engine": spec.settings.engine,
-                "durability": spec.settings.durability,
-                "transport": spec.settings.transport,
-                "directory": spec.directory,
-                "disk_bytes": report.directory_bytes(os.path.join(spec.directory, "data")),
-            }
-        )
-    return found
-
-
-__all__ = ["Cluster", "Node", "Nodes", "ProcessHandle", "clusters", "create", "down", "up"]

@@ -7,6 +7,7 @@ between calls, so it may be used from any thread and after a fork.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ import zmq
 from zcluster import config, errors, wire
 from zcluster.config import ClusterSpec, load_spec
 from zcluster.errors import Conflict, Error, NotRunning, Timeout
-from zcluster.launch import fleet
+from zcluster.launch import files, fleet, layout
 from zcluster.launch import process as system
 from zcluster.launch.process import Process
 from zcluster.transport.sockets import Security, make_socket
@@ -26,6 +27,9 @@ from zcluster.transport.sockets import Security, make_socket
 START_TIMEOUT_S: Final = 30.0
 ANSWER_MARGIN_S: Final = 10.0
 """The supervisor itself answers in time, if with an error; only a stuck one is given up this much later."""
+
+RUN_FILE_S: Final = 2.0
+"""A supervisor older than this has written its run file; one that is ending holds its lock for less."""
 
 _started: list[Process] = []
 """Supervisors that this process has started: collected when they have ended, so that they are no zombies of ours."""
@@ -40,8 +44,11 @@ def spawn_supervisor(directory: Path, *, owner: str | None = None) -> Process:
     Raises: Conflict (there is one already), and whatever else the supervisor reports; Error with its last words.
     """
     collect_supervisors()
-    for part in ("run", "logs"):
-        (directory / part).mkdir(mode=0o700, exist_ok=True)
+    try:
+        for part in ("run", "logs"):
+            (directory / part).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise layout.unwritable(directory, error) from None
     arguments = ["-m", "zcluster.launch.supervisor", str(directory)]
     if owner is not None:
         arguments += ["--owner", owner]
@@ -72,7 +79,7 @@ def spawn_supervisor(directory: Path, *, owner: str | None = None) -> Process:
     if text:
         raise typed_error(*text.split(": ", 1))
     raise Error(
-        f"the supervisor did not start ({system.describe_exit(code)}); the end of {log}:\n{system.log_tail(log, 5)}"
+        f"the supervisor did not start ({system.describe_exit(code)}); the end of {log}:\n{files.log_tail(log, 5)}"
     )
 
 
@@ -109,17 +116,27 @@ class Control:
 
     def supervisor(self) -> Process | None:
         """A handle on the living supervisor, to be closed by the caller; None when there is none."""
-        identity = system.read_run_file(self.directory, "supervisor")
+        identity = files.read_run_file(self.directory, "supervisor")
         return Process.adopt(identity) if identity is not None else None
+
+    def _find_supervisor(self) -> Process | None:
+        """The one that holds the lock although its run file is gone or damaged; the file is written anew."""
+        for pid, marks in system.find_processes(self.directory):
+            if marks.get("ZCLUSTER_PROCESS") == "supervisor":
+                identity = system.identify(pid, "supervisor", marks["ZCLUSTER_RUN_ID"])
+                if identity is not None and identity.age_seconds > RUN_FILE_S:  # a younger one is about to write it
+                    files.write_run_file(self.directory, identity)
+                    return Process.adopt(identity)
+        return None
 
     def processes(self) -> dict[str, system.Identity]:
         """Living processes by name, the supervisor left out."""
-        found = system.read_run_files(self.directory)
+        found = files.read_run_files(self.directory)
         return {n: i for n, i in found.items() if n != "supervisor" and system.living(i) is not None}
 
     def running(self) -> bool:
         """Whether a supervisor or any other process of the cluster is alive."""
-        identity = system.read_run_file(self.directory, "supervisor")
+        identity = files.read_run_file(self.directory, "supervisor")
         return (identity is not None and system.living(identity) is not None) or bool(self.processes())
 
     def ensure(self, *, owner: str | None = None) -> Process:
@@ -131,7 +148,7 @@ class Control:
                 return found
             if not self.processes():
                 name = load_spec(self.directory).name
-                raise NotRunning(f"cluster {name!r} is not running; start it: zcluster -c {name} up")
+                raise NotRunning(f"cluster {name!r} is not running; start it: {config.command(self.directory)} up")
             self.start(owner=owner, give_up=give_up)
 
     def start(self, *, owner: str | None = None, give_up: float | None = None) -> bool:
@@ -139,13 +156,16 @@ class Control:
 
         Returns: whether it is ours. Raises: Error.
         """
-        give_up = time.monotonic() + 5 if give_up is None else give_up
+        began = time.monotonic()
+        give_up = began + 5 if give_up is None else give_up
         while True:
             try:
                 spawn_supervisor(self.directory, owner=owner)
                 return True
             except Conflict:
                 found = self.supervisor()
+                if found is None and time.monotonic() - began > RUN_FILE_S:  # till then it may be starting, or ending
+                    found = self._find_supervisor()
                 if found is not None:
                     found.close()
                     return False
@@ -166,6 +186,10 @@ class Control:
             supervisor = self.ensure()
             try:
                 spec = load_spec(self.directory)
+                if self._is_cut_off(spec):  # nobody can reach it: the next one makes a new socket, and adopts
+                    supervisor.signal(signal.SIGKILL)
+                    supervisor.exited(give_up - time.monotonic())
+                    continue
                 answer = self._exchange(spec, supervisor, body, give_up)
             finally:
                 supervisor.close()
@@ -176,6 +200,11 @@ class Control:
                 raise typed_error(*result)
             if time.monotonic() >= give_up:
                 raise Timeout(f"the supervisor of {spec.name!r} did not answer {verb!r} within {timeout:g} s")
+
+    def _is_cut_off(self, spec: ClusterSpec) -> bool:
+        """Whether the socket of a supervisor that has one (its run file says so) was removed, by a cleaned /tmp say."""
+        endpoint = spec.endpoint("supervisor", config.CONTROL)
+        return endpoint.startswith("ipc://") and not os.path.exists(endpoint.removeprefix("ipc://"))
 
     def _exchange(self, spec: ClusterSpec, supervisor: Process, body: bytes, give_up: float) -> bytes | None:
         """One request, one answer; None when the supervisor died or time is up."""
@@ -214,7 +243,7 @@ class Control:
             except (NotRunning, Timeout):
                 pass
             if not supervisor.exited(max(0.0, give_up - time.monotonic())):
-                supervisor.signal(9)
+                supervisor.signal(signal.SIGKILL)
                 raise Timeout(f"{self.directory}: not everything stopped in time; run `zcluster down` again")
         finally:
             supervisor.close()

@@ -43,12 +43,18 @@ class Executor(concurrent.futures.Executor):
         self._client = self._owned.connect()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        self._check_open()
         return self._client.submit(fn, *args, **kwargs)
+
+    def _check_open(self) -> None:
+        if self._client.closed:  # the error that code written for concurrent.futures expects
+            raise RuntimeError("cannot schedule new futures after shutdown")
 
     def map(
         self, fn: Callable[..., T], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1
     ) -> Iterator[T]:
         """As in concurrent.futures; `chunksize=1`, the default there, means "chosen automatically" here."""
+        self._check_open()
         return self._client.map(fn, *iterables, timeout=timeout, chunksize=None if chunksize == 1 else chunksize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

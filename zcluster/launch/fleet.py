@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +19,10 @@ import msgspec
 
 from zcluster.config import ClusterSpec
 from zcluster.errors import InvalidInput
+from zcluster.launch import files
 from zcluster.launch import process as system
 from zcluster.launch.process import Process
-from zcluster.launch.restart import QUICK_DEATH_MS, asks_again, delay_ms, gives_up
+from zcluster.launch.restart import QUICK_DEATH_MS, asks_again, delay_ms, gives_up, unwritten_reason
 
 Commands = dict[str, tuple[str, ...]]
 
@@ -109,6 +111,7 @@ class Fleet:
                 self._add(Child(name, "worker", node.name))
         self.wishes = self._read_wishes()
         self.closing = False
+        self.displaced = False  # our directory is gone: what has its name now, if anything, is another cluster's
         marks = {"ZCLUSTER_DIRECTORY": spec.directory, "ZCLUSTER_NAME": spec.name}
         if owner is not None:
             marks["ZCLUSTER_OWNER"] = owner
@@ -173,7 +176,9 @@ class Fleet:
         self.save_wishes()
 
     def save_wishes(self) -> None:
-        system.write_file(self.spec.path / "run" / "wishes", msgspec.json.encode(self.wishes))
+        """On a full disk they last as long as this supervisor: what was asked for is done all the same."""
+        with suppress(OSError):
+            files.write_file(self.spec.path / "run" / "wishes", msgspec.json.encode(self.wishes))
 
     # -- acting -------------------------------------------------------------------------------------------------------
     def log_path(self, child: Child) -> Path:
@@ -183,7 +188,7 @@ class Fleet:
         """Fill an empty slot. Raises: OSError (no processes or memory left)."""
         assert child.process is None
         log = self.log_path(child)
-        system.rotate_log(log)
+        files.rotate_log(log)
         arguments = [*self.commands[child.kind], self.spec.directory]
         if child.kind != ROUTER:
             arguments.append(child.name)
@@ -193,25 +198,26 @@ class Fleet:
                 arguments.append("--create")
         environment = {**self._environment, "ZCLUSTER_PROCESS": child.name}
         child.process = system.spawn(child.name, child.kind, arguments, environment=environment, log=log)
-        system.write_run_file(self.spec.path, child.process.identity)
         child.started = now
         child.restart_at = child.kill_at = None
         child.asked_to_die = False
+        with suppress(OSError):  # a full disk: `mend_run_files` tries again
+            files.write_run_file(self.spec.path, child.process.identity)
 
     def adopt(self, now: int) -> list[Child]:
         """Take over what an earlier supervisor has left; stale run files go, strays are killed (see `end_strays`)."""
-        known = system.read_run_files(self.spec.path)
+        known = files.read_run_files(self.spec.path)
         known.pop("supervisor", None)
         self.end_strays({identity.run_id for identity in known.values()})
         for name, identity in known.items():
             found = Process.adopt(identity)
             child = self.children.get(name)
             if found is None:
-                system.remove_run_file(self.spec.path, name)
+                files.remove_run_file(self.spec.path, name)
             elif child is None:  # a worker that the settings no longer have
                 found.signal(signal.SIGKILL)
                 found.close()
-                system.remove_run_file(self.spec.path, name)
+                files.remove_run_file(self.spec.path, name)
             else:
                 child.process = found
                 stat = found.stat()
@@ -242,7 +248,8 @@ class Fleet:
         code = child.process.reap()
         child.process = None
         child.kill_at = None
-        system.remove_run_file(self.spec.path, child.name)
+        if not self.displaced:
+            files.remove_run_file(self.spec.path, child.name)
         child.exit_text = system.describe_exit(code)
         child.exit_ms = time.time_ns() // MS
         if child.asked_to_die or asks_again(child.kind, code):
@@ -250,7 +257,7 @@ class Fleet:
         else:
             error_text = self.error_text(child.name)
             if gives_up(child.kind, code, error_text):
-                child.failure = error_text or child.exit_text
+                child.failure = error_text or unwritten_reason(code)
                 return child.exit_text
             quick = now - child.started < QUICK_DEATH_MS * MS
             delay = delay_ms(child.kind, child.quick_deaths if quick else 0)
@@ -276,11 +283,37 @@ class Fleet:
             child.process.signal(signal.SIGTERM)
             child.process.signal(signal.SIGCONT)
 
+    def kill(self, child: Child, number: int) -> None:
+        """A signal that is to end it."""
+        if child.process is not None:
+            child.process.signal(number)
+            child.asked_to_die = True
+
+    def stop_all(self, timeout_s: float) -> None:
+        """Ask every child to stop, for good; 0 seconds: SIGKILL."""
+        self.closing = True
+        kill_at = time.monotonic_ns() + int(timeout_s * 1000) * MS
+        for child in self.living():
+            if timeout_s <= 0:
+                self.kill(child, signal.SIGKILL)
+            else:
+                self.ask_to_stop(child, kill_at)
+
     def next_deadline(self) -> int | None:
         """Monotonic ns of the next start or SIGKILL that is due."""
         moments = [c.kill_at for c in self.children.values() if c.kill_at is not None]
         moments += [c.restart_at or 0 for c in self.children.values() if c.process is None and self.wanted(c)]
         return min(moments, default=None)
+
+    def mend_run_files(self) -> None:
+        """Write anew what somebody has damaged or removed, and what a full disk had no room for."""
+        if self.displaced:
+            return
+        for child in self.living():
+            assert child.process is not None
+            if files.read_run_file(self.spec.path, child.name) != child.process.identity:
+                with suppress(OSError):
+                    files.write_run_file(self.spec.path, child.process.identity)
 
     # -- telling ------------------------------------------------------------------------------------------------------
     def error_path(self, node: str) -> Path:

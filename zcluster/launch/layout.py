@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import msgspec
 from zcluster import config
 from zcluster.config import ClusterSpec, NodeSpec, Settings, load_spec, make_settings, save_spec
 from zcluster.errors import Conflict, Error, InvalidInput, NotRunning
+from zcluster.launch import files
 from zcluster.launch import process as system
 
 CHANGEABLE: Final = frozenset({"balance", "workers", "durability", "checkpoint_bytes", "checkpoint_seconds"})
@@ -39,38 +41,96 @@ def create(name: str, settings: Settings, *, directory: Path | None = None, ephe
     system.require_linux()
     config.check_name(name)
     path = (directory if directory is not None else config.cluster_directory(name)).absolute()
+    existed = path.exists()
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = _lock_creation(path)
     except (FileExistsError, NotADirectoryError):
         raise InvalidInput(f"{path} is not a directory") from None
-    held = system.lock(path / ".create", wait=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
     try:
-        if (path / "cluster.json").exists():
-            raise Conflict(f"there is already a cluster in {path}")
-        foreign = sorted(set(os.listdir(path)) - {".create", *_PARTS})
-        if foreign or ((path / "data").exists() and os.listdir(path / "data")):
-            raise Conflict(f"{path} holds other files ({[*foreign, 'data'][0]}, ...); choose an empty directory")
-        path.chmod(0o700)
-        sockets = config.socket_directory(path)
-        for part in _PARTS:
-            (path / part).mkdir(mode=0o700, exist_ok=True)
-        nodes = tuple(NodeSpec(f"n{i + 1}", i + 1) for i in range(settings.nodes))
-        spec = ClusterSpec(
-            format=config.FORMAT,
-            name=name,
-            cluster_id=os.urandom(16).hex(),
-            settings=settings,
-            nodes=nodes,
-            socket_directory=str(sockets),
-            ephemeral=ephemeral,
-            directory=str(path),
-        )
-        if settings.transport == "tcp":
-            _make_keys(path / "keys" / "cluster.key")
-            spec = msgspec.structs.replace(spec, ports=allocate_ports(spec))
-        save_spec(spec)
+        return _fill(path, name, settings, ephemeral=ephemeral)
+    except OSError as error:
+        _undo(path, existed=existed)
+        raise unwritable(path, error) from None
+    except Error:
+        _undo(path, existed=existed)
+        raise
     finally:
-        system.unlock(held)
+        files.unlock(held)
+
+
+def _lock_creation(path: Path) -> int:
+    """Make the directory and hold its creation lock; another one's refused creation may remove both meanwhile."""
+    while True:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = files.lock(path / ".create", wait=True)
+        if files.is_same(path / ".create", held):
+            return held
+        files.unlock(held)
+
+
+def unwritable(path: Path, error: OSError) -> InvalidInput:
+    """What to tell somebody whose home directory is read-only, full, or somebody else's."""
+    return InvalidInput(
+        f"cannot write {error.filename or path}: {error.strerror or error}; make room or give the right to, or set "
+        "ZCLUSTER_HOME to another directory (zcluster doctor checks it)"
+    )
+
+
+def _undo(path: Path, *, existed: bool) -> None:
+    """Nothing is left of a creation that was refused; what is not empty, or not ours, is not touched."""
+    if (path / "cluster.json").exists():
+        return
+    for part in _PARTS:
+        with suppress(OSError):
+            (path / part).rmdir()
+    with suppress(OSError):
+        if set(os.listdir(path)) <= {".create", "cluster.tmp"}:
+            (path / "cluster.tmp").unlink(missing_ok=True)
+            (path / ".create").unlink()
+            if not existed:
+                path.rmdir()
+    with suppress(OSError, Error):
+        config.socket_directory(path).rmdir()
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a creation that was cut short has left. Raises: Conflict (there are other files), StorageError."""
+    foreign = sorted(set(os.listdir(directory)) - {".create", "cluster.tmp", "lock", *_PARTS})
+    if foreign or ((directory / "data").is_dir() and os.listdir(directory / "data")):
+        raise Conflict(
+            f"{directory} holds no cluster, but other files ({[*foreign, 'data'][0]}, ...); they are left alone"
+        )
+    files.remove_tree(directory)
+
+
+def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> ClusterSpec:
+    """Make everything in a new cluster's directory, its description last."""
+    if (path / "cluster.json").exists():
+        raise Conflict(f"there is already a cluster in {path}")
+    foreign = sorted(set(os.listdir(path)) - {".create", *_PARTS})
+    if foreign or ((path / "data").exists() and os.listdir(path / "data")):
+        raise Conflict(f"{path} holds other files ({[*foreign, 'data'][0]}, ...); choose an empty directory")
+    path.chmod(0o700)
+    sockets = config.socket_directory(path)
+    for part in _PARTS:
+        (path / part).mkdir(mode=0o700, exist_ok=True)
+    nodes = tuple(NodeSpec(f"n{i + 1}", i + 1) for i in range(settings.nodes))
+    spec = ClusterSpec(
+        format=config.FORMAT,
+        name=name,
+        cluster_id=os.urandom(16).hex(),
+        settings=settings,
+        nodes=nodes,
+        socket_directory=str(sockets),
+        ephemeral=ephemeral,
+        directory=str(path),
+    )
+    if settings.transport == "tcp":
+        _make_keys(path / "keys" / "cluster.key")
+        spec = msgspec.structs.replace(spec, ports=allocate_ports(spec))
+    save_spec(spec)
     return spec
 
 
@@ -136,7 +196,7 @@ def refuse_differences(spec: ClusterSpec, different: Mapping[str, tuple[Any, Any
     """Raises: Conflict, listing them, with what to do."""
     listed = ", ".join(f"{name} is {now!r}, not {asked!r}" for name, (now, asked) in sorted(different.items()))
     safe = running and set(different) <= CHANGEABLE
-    command = f"zcluster -c {spec.name} down"
+    command = f"{config.command(spec.path)} down"
     advice = (
         f"stop it first ({command}), then `up` again with the new value"
         if safe
@@ -161,13 +221,16 @@ def prepare_start(spec: ClusterSpec, given: Mapping[str, Any]) -> ClusterSpec:
         settings=make_settings(**merged),
         socket_directory=str(config.socket_directory(spec.path)),
     )
-    for part in _PARTS:
-        (spec.path / part).mkdir(mode=0o700, exist_ok=True)
-    (spec.path / "run" / "owner").unlink(missing_ok=True)
-    if prepared.settings.transport == "tcp":
-        prepared = msgspec.structs.replace(prepared, ports=allocate_ports(prepared))
-    if prepared != spec:
-        save_spec(prepared)
+    try:
+        for part in _PARTS:
+            (spec.path / part).mkdir(mode=0o700, exist_ok=True)
+        (spec.path / "run" / "owner").unlink(missing_ok=True)
+        if prepared.settings.transport == "tcp":
+            prepared = msgspec.structs.replace(prepared, ports=allocate_ports(prepared))
+        if prepared != spec:
+            save_spec(prepared)
+    except OSError as error:
+        raise unwritable(spec.path, error) from None
     return prepared
 
 
@@ -179,14 +242,20 @@ def ephemeral_directory() -> Path:
     """
     if os.environ.get("ZCLUSTER_HOME"):
         base = config.home()
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(base, error) from None
     else:
         base = Path(tempfile.gettempdir())
         if base.resolve().is_relative_to("/dev/shm"):
             base = Path("/var/tmp")
     for left in base.glob("zcluster-private-*"):
         _remove_leftover(left)
-    return Path(tempfile.mkdtemp(prefix=f"zcluster-private-{os.getpid()}-", dir=base))
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"zcluster-private-{os.getpid()}-", dir=base))
+    except OSError as error:
+        raise unwritable(base, error) from None
 
 
 def _remove_leftover(path: Path) -> None:
@@ -203,13 +272,13 @@ def _remove_leftover(path: Path) -> None:
     if descriptor is not None:
         os.close(descriptor)
         return
-    if spec.ephemeral and not any(system.living(i) for i in system.read_run_files(path).values()):
-        system.remove_traces(path, spec.socket_directory, everything=True)
+    if spec.ephemeral and not any(system.living(i) for i in files.read_run_files(path).values()):
+        files.remove_traces(path, spec.socket_directory, everything=True)
 
 
-def specs() -> list[ClusterSpec]:
-    """All clusters under the home directory, private ones left out; damaged ones too."""
-    found = []
+def find() -> list[tuple[str, ClusterSpec | Error]]:
+    """All clusters under the home directory by name, private ones left out; of a damaged one, what is wrong with it."""
+    found: list[tuple[str, ClusterSpec | Error]] = []
     try:
         names = sorted(os.listdir(config.home()))
     except (FileNotFoundError, NotADirectoryError):
@@ -217,8 +286,13 @@ def specs() -> list[ClusterSpec]:
     for name in names:
         try:
             spec = load_spec(config.home() / name)
-        except (NotRunning, Error, OSError):
+        except NotRunning:
             continue
-        if not spec.ephemeral:
-            found.append(spec)
+        except Error as error:
+            found.append((name, error))
+        except OSError as error:
+            found.append((name, Error(f"cannot read {config.home() / name}: {error.strerror or error}")))
+        else:
+            if not spec.ephemeral:
+                found.append((name, spec))
     return found

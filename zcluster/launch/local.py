@@ -22,7 +22,7 @@ import msgspec
 
 from zcluster.config import ClusterSpec, load_spec, make_settings
 from zcluster.errors import Conflict, Error, NotRunning
-from zcluster.launch import layout
+from zcluster.launch import files, layout
 from zcluster.launch import process as system
 from zcluster.launch.cluster import Cluster
 from zcluster.launch.control import Control, collect_supervisors
@@ -80,7 +80,7 @@ class LocalCluster(Cluster):
             try:
                 spec = layout.create(path.name[:64], wanted, directory=path, ephemeral=True)
             except BaseException:
-                system.remove_tree(path)
+                files.remove_tree(path)
                 raise
         else:
             spec = _open_kept(Path(data_dir), msgspec.structs.asdict(wanted))
@@ -126,7 +126,7 @@ class LocalCluster(Cluster):
         ran = not self._closed
         self.close()
         if purge and os.getpid() == self._creator_pid:
-            system.remove_tree(self.directory)
+            files.remove_tree(self.directory)
         return ran
 
     def __enter__(self) -> LocalCluster:

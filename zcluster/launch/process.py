@@ -1,8 +1,9 @@
-"""The operating system, for the launcher: processes, their identity, signals, run files, locks and logs.
+"""The operating system's processes, for the launcher: their identity, starting, signalling, collecting.
 
-No other file of this package calls the system. A process is named by (boot id, pid, start ticks): the pid alone may
-have been given to a stranger. A zombie is dead. Every child leads a session and a process group of its own, so a
-signal to the group reaches what the user's code has started, and stopped ones too.
+What is written about them lies in `files`; no other file of this package calls the system. A process is named by
+(boot id, pid, start ticks): the pid alone may have been given to a stranger. A zombie is dead. Every child leads a
+session and a process group of its own, so a signal to the group reaches what the user's code has started, and stopped
+ones too.
 
 Linux only (pidfds, /proc); `require_linux` says so in one line. Threads: functions are safe from any; a `Process`
 belongs to whoever made it.
@@ -23,10 +24,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from zcluster.errors import Conflict, Error
-
-LOG_BYTES_MAX: Final = 8 << 20
-"""A log above this is copied to `<name>.log.1` (at most this much of its end) and emptied."""
+from zcluster.errors import Error
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -52,6 +50,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     run_id: str
     started_ms: int
+
+    @property
+    def age_seconds(self) -> float:
+        return max(0.0, time.time() - self.started_ms / 1000)
 
 
 class Stat(NamedTuple):
@@ -110,9 +112,10 @@ def living(identity: Identity) -> Stat | None:
     stat = read_stat(identity.pid)
     if stat is None or stat.dead or stat.start_ticks != identity.start_ticks:
         return None
-    run_id = read_environment(identity.pid).get("ZCLUSTER_RUN_ID")
-    # Code in a worker may overwrite its environment block (to set a process title): absence proves nothing.
-    return None if run_id not in (None, identity.run_id) else stat
+    run_id = read_environment(identity.pid).get("ZCLUSTER_RUN_ID", "")
+    # Code in a worker may overwrite its environment block (to set a process title): there absence proves nothing.
+    unmarked = identity.kind == "worker" and not run_id
+    return stat if unmarked or run_id == identity.run_id else None
 
 
 def read_environment(pid: int) -> dict[str, str]:
@@ -311,19 +314,26 @@ def child_environment(**variables: str) -> dict[str, str]:
 _MARKS: Final = frozenset(f"ZCLUSTER_{name}" for name in ("RUN_ID", "DIRECTORY", "PROCESS", "OWNER"))
 
 
-def identify_self(name: str) -> Identity:
-    """The identity of this very process, for a run file."""
-    stat = read_stat(os.getpid())
-    assert stat is not None
+def identify(pid: int, name: str, run_id: str) -> Identity | None:
+    """The identity of a living process, for a run file; its kind is its name. None: it is dead."""
+    stat = read_stat(pid)
+    if stat is None or stat.dead:
+        return None
     return Identity(
         name=name,
         kind=name,
-        pid=os.getpid(),
+        pid=pid,
         start_ticks=stat.start_ticks,
         boot_id=boot_id(),
-        run_id=os.environ.get("ZCLUSTER_RUN_ID", ""),
-        started_ms=time.time_ns() // 1_000_000,
+        run_id=run_id,
+        started_ms=(time.time_ns() // 1_000_000) - int(stat.age_seconds * 1000),
     )
+
+
+def identify_self(name: str) -> Identity:
+    identity = identify(os.getpid(), name, os.environ.get("ZCLUSTER_RUN_ID", ""))
+    assert identity is not None, "we live"
+    return identity
 
 
 def wait_paused(process: Process, *, paused: bool, timeout_s: float = 0.1) -> None:
@@ -351,107 +361,6 @@ def describe_exit(code: int | None) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a small file atomically. Not synced: run files mean nothing after a reboot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def write_run_file(directory: Path, identity: Identity) -> None:
-    write_file(directory / "run" / f"{identity.name}.json", msgspec.json.encode(identity))
-
-
-def read_run_file(directory: Path, name: str) -> Identity | None:
-    """The last known run of a process, dead or alive; None when there is none."""
-    try:
-        return msgspec.json.decode((directory / "run" / f"{name}.json").read_bytes(), type=Identity)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
-def read_run_files(directory: Path) -> dict[str, Identity]:
-    """All run files by process name; unreadable ones are left out."""
-    try:
-        names = [n.removesuffix(".json") for n in os.listdir(directory / "run") if n.endswith(".json")]
-    except FileNotFoundError:
-        return {}
-    found = {name: read_run_file(directory, name) for name in sorted(names)}
-    return {name: identity for name, identity in found.items() if identity is not None}
-
-
-def remove_run_file(directory: Path, name: str) -> None:
-    (directory / "run" / f"{name}.json").unlink(missing_ok=True)
-
-
-def lock(path: Path, *, wait: bool = False) -> int:
-    """A descriptor that holds the lock file for this process (not for its children). Raises: Conflict when held."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Conflict(f"{path.parent}: another supervisor runs this cluster") from None
-    return descriptor
-
-
-def unlock(descriptor: int) -> None:
-    os.close(descriptor)
-
-
-def rotate_log(path: Path, bytes_max: int = LOG_BYTES_MAX) -> bool:
-    """Bound a log that other processes have open for appending: keep its end in `<name>.1`, then empty it.
-
-    Lines written between the copy and the cut are lost; a name change would lose all later ones. Returns: whether cut.
-    """
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes <= bytes_max:
-            return False
-        with open(path, "rb") as source:
-            source.seek(size_bytes - bytes_max)
-            write_file(path.with_name(path.name + ".1"), source.read(bytes_max))
-        os.truncate(path, 0)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def log_tail(path: Path, lines: int = 3) -> str:
-    """The last non-empty lines of a log, for error messages."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
-
-
-def remove_tree(path: Path | str) -> None:
-    """Remove a directory with all it holds; absent is fine, and so is a file that appears meanwhile (tried again)."""
-    import shutil
-
-    for _ in range(5):
-        shutil.rmtree(path, ignore_errors=True)
-        if not os.path.lexists(path):
-            return
-
-
-def remove_traces(directory: Path, sockets: Path | str, *, everything: bool) -> None:
-    """When nothing runs any more: remove sockets and run files, or all that the cluster has on disk."""
-    remove_tree(sockets)
-    if everything:
-        remove_tree(directory)
-        return
-    with suppress(FileNotFoundError):
-        for entry in os.listdir(directory / "run"):
-            (directory / "run" / entry).unlink(missing_ok=True)
 
 
 def signal_names() -> frozenset[str]:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from zcluster import config
 from zcluster.config import ClusterSpec
 from zcluster.errors import Degraded
-from zcluster.launch import probe
-from zcluster.launch import process as system
+from zcluster.launch import files, probe
 
 GIVE_UP_DEATHS: Final = 6
 """A process that has died this often right after its start will not make the cluster ready: say so early."""
@@ -71,10 +71,9 @@ def check_hopeless(spec: ClusterSpec, status: dict[str, Any], processes: list[di
     """Raises: Degraded, when a replica refuses to start or a process dies again and again."""
     failed = [f"{n['name']}: {n['failure']}" for n in status["nodes"] if n["failure"]]
     if failed:
-        raise Degraded(f"{'; '.join(failed)}. See: zcluster -c {spec.name} logs")
+        raise Degraded(f"{'; '.join(failed)}. See: {config.command(spec.path)} logs")
     for process in processes:
         if process["quick_deaths"] >= GIVE_UP_DEATHS:
             log = spec.path / "logs" / f"{process['name']}.log"
-            raise Degraded(
-                f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{system.log_tail(log, 5)}"
-            )
+            last_words = files.log_tail(log, 5) or "(empty; if the disk is full: zcluster doctor)"
+            raise Degraded(f"{process['name']} keeps dying ({process['exit']}); the end of {log}:\n{last_words}")

@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from zcluster import config
 from zcluster.config import ClusterSpec
+from zcluster.launch import files
 from zcluster.launch import process as system
 
 FORMAT: Final = 1
@@ -57,7 +60,7 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "balance": spec.settings.balance,
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
-        "quorum": sum(n["responsive"] for n in nodes) > len(nodes) // 2,
+        "quorum": sum(n["responsive"] and not n["repair"] for n in nodes) > len(nodes) // 2,
         "nodes": nodes,
         "routers": routers,
         "workers": workers,
@@ -92,6 +95,7 @@ def describe_node(
         **(answer or {}),
         "name": name,
         "replica_id": spec.replica_id(name),
+        "repair": bool((answer or {}).get("repair")),
         "role": role,
         "pid": None,
         "state": "up" if up else "down",
@@ -151,18 +155,20 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
 
 
 def judge(report: Map) -> str:
-    """healthy: every node answers, a leader, the router, all workers registered. no_quorum: no majority answers."""
+    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused.
+    no_quorum: no majority of nodes answers that may vote; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
-    nodes_up = all(n["responsive"] for n in report["nodes"])
+    nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
     registered = sum(w["registered"] for w in report["workers"])
-    complete = report["router"] is not None and registered == report["workers_expected"]
+    frozen = any(w["paused"] for w in report["workers"])
+    complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
     return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
 
 
 def explain(report: Map) -> tuple[list[str], list[str]]:
     """What is wrong, in words, and the commands that help."""
-    command = "zcluster" if report["cluster"] == "default" else f"zcluster -c {report['cluster']}"
+    command = config.command(Path(report["directory"]))
     if report["state"] == STOPPED:
         return ["stopped"], [f"{command} up"]
     problems, down, paused = [], [], []
@@ -175,10 +181,21 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} is paused")
         elif not node["responsive"]:
             problems.append(f"{node['name']} does not answer")
+        elif node["repair"]:
+            problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     if not report["leader"]:
         problems.append("no leader")
-    if report["router"] is None:
+    if sum(n["repair"] for n in report["nodes"]) > len(report["nodes"]) // 2:
+        problems.append("a majority of the nodes is in repair, without sound peers to repair from: restore their data")
+    if any(router["paused"] for router in report["routers"]):
+        paused.append("router")
+        problems.append("the router is paused")
+    elif report["router"] is None:
         problems.append("the router does not answer")
+    for worker in report["workers"]:
+        if worker["paused"] and worker["node"] not in paused:
+            paused.append(worker["name"])
+            problems.append(f"{worker['name']} is paused")
     missing = report["workers_expected"] - sum(w["registered"] for w in report["workers"])
     if missing > 0:
         problems.append(f"{missing} of {report['workers_expected']} workers are not there")
@@ -227,7 +244,7 @@ def _seen(spec: ClusterSpec, answers: Mapping[str, Map]) -> dict[str, Map]:
     if fresh:
         seen |= fresh
         try:
-            system.write_file(path, msgspec.json.encode(seen))
+            files.write_file(path, msgspec.json.encode(seen))
         except OSError:
             pass  # going down, or a full disk: only the numbers of dead nodes are lost
     return seen

@@ -49,3 +49,14 @@ def gives_up(kind: str, code: int | None, error_text: str | None) -> bool:
     if kind != "replica":
         return False
     return code in (EXIT_DISK_FAILED, EXIT_DATA_REFUSED) or (code is None and error_text is not None)
+
+
+def unwritten_reason(code: int | None) -> str:
+    """Why a replica gave up, when it could not say so in its error file: on a full disk there is no room for that.
+
+    >>> unwritten_reason(EXIT_DATA_REFUSED)
+    'its data were refused (exit 78); its log may say more'
+    """
+    if code == EXIT_DISK_FAILED:
+        return f"its disk failed or is full (exit {code}); make room, then start it again"
+    return f"its data were refused (exit {code}); its log may say more"

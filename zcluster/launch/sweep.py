@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from zcluster.config import ClusterSpec, load_spec
-from zcluster.errors import Conflict, Error
+from zcluster.errors import Conflict, Error, StorageError
+from zcluster.launch import files
 from zcluster.launch import process as system
 
 LOCK_S = 2.0
@@ -24,20 +26,32 @@ def sweep(spec: ClusterSpec, *, spare: int | None = None) -> None:
 
     `spare`: a pid left alone.
     """
-    found = [system.Process.adopt(i) for i in system.read_run_files(spec.path).values() if i.pid != spare]
+    end_processes(spec.path, spare=spare, strays=spec.ephemeral)
+    with suppress(StorageError):  # a disk that has become read-only, say: nobody is here to be told
+        files.remove_traces(spec.path, spec.socket_directory, everything=spec.ephemeral)
+
+
+def end_processes(directory: Path, *, spare: int | None = None, strays: bool = True) -> None:
+    """SIGKILL whatever lives of the cluster in a directory, and wait until it is dead.
+
+    Args:
+        spare: a pid left alone.
+        strays: also what no run file names, and what tasks have started in sessions of their own.
+    """
+    found = [system.Process.adopt(i) for i in files.read_run_files(directory).values() if i.pid != spare]
     processes = [p for p in found if p is not None]
     processes.sort(key=lambda p: p.identity.kind != "supervisor")  # first: it would start the others again
     for process in processes:
         system.kill_pid(process.pid)
-    if spec.ephemeral:
-        for pid, _ in system.find_processes(spec.directory):
+    if strays:
+        marked = [(m.get("ZCLUSTER_PROCESS") != "supervisor", p) for p, m in system.find_processes(directory)]
+        for _, pid in sorted(marked):
             if pid != spare:
                 system.kill_pid(pid)
     give_up = time.monotonic() + 5
     for process in processes:
         process.exited(give_up - time.monotonic())
         process.close()
-    system.remove_traces(spec.path, spec.socket_directory, everything=spec.ephemeral)
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +68,7 @@ def main(arguments: list[str]) -> int:
     except Conflict:
         return 0
     sweep(spec, spare=os.getpid())
-    system.unlock(held)
+    files.unlock(held)
     return 0
 
 
@@ -63,11 +77,11 @@ def _take_lock(directory: Path) -> int:
     give_up = time.monotonic() + LOCK_S
     while True:
         try:
-            return system.lock(directory / "lock")
+            return files.lock(directory / "lock")
         except Conflict:
             if time.monotonic() > give_up:
                 raise
-        identity = system.read_run_file(directory, "supervisor")
+        identity = files.read_run_file(directory, "supervisor")
         supervisor = system.Process.adopt(identity) if identity is not None else None
         if supervisor is not None:
             system.kill_pid(supervisor.pid)

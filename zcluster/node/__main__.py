@@ -202,6 +202,12 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
+    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
+        raise Refused(
+            f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
+            f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
+            "identity. Restore its files; the other nodes go on without it."
+        )
     configuration = found.checkpoint.configuration if found.checkpoint else Configuration(store.identity.voters)
     if found.repair and configuration.voters == (store.identity.replica_id,):
         raise Refused(

@@ -12,7 +12,8 @@ import pytest
 
 from zcluster.launch import fleet
 from zcluster.launch import process as system
-from zcluster.launch.cluster import Cluster, up
+from zcluster.launch.cluster import Cluster
+from zcluster.launch.named import up
 
 STAND_IN = str(Path(__file__).with_name("stand_in.py"))
 COMMANDS = {role: (STAND_IN, role) for role in ("replica", "worker", "router")}

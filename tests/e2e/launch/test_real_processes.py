@@ -12,9 +12,11 @@ import pytest
 from tests.e2e.launch.conftest import pids, started_below, until
 from tests.e2e.launch.test_local import assert_nothing_left, end, line_of, script
 from zcluster.config import load_spec
+from zcluster.errors import Degraded
 from zcluster.launch import fleet
-from zcluster.launch.cluster import Cluster, up
+from zcluster.launch.cluster import Cluster
 from zcluster.launch.local import LocalCluster
+from zcluster.launch.named import up
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +61,43 @@ def test_every_process_survives_sigkill_of_everything(home: Path) -> None:
             until(lambda name=name, pid=pid: pids(cluster).get(name) not in (None, pid))
         cluster.wait("healthy", 10)
     assert_nothing_left(home)
+
+
+def test_worker_killed_on_purpose_charges_its_task_nothing(home: Path, tmp_path: Path) -> None:
+    """More deliberate kills, of the worker and of its whole node, than a task has attempts."""
+    place = str(tmp_path)
+
+    def slow() -> int:
+        (Path(place) / f"{os.getpid()}").touch()
+        while len(list(Path(place).glob("[0-9]*"))) < 6:
+            time.sleep(0.01)
+        return len(list(Path(place).glob("[0-9]*")))
+
+    with LocalCluster(nodes=1, attempts_max=2) as cluster, cluster.connect() as client:
+        future = client.submit(slow)
+        for number in range(1, 6):
+            until(lambda number=number: len(list(tmp_path.glob("[0-9]*"))) == number)
+            if number % 2:
+                cluster.workers[0].kill()
+            else:
+                cluster.nodes["n1"].kill()
+                cluster.nodes["n1"].start()
+        assert future.result(20) == 6
+    assert_nothing_left(home)
+
+
+def test_replica_whose_log_was_cut_below_its_checkpoint_says_so_and_the_others_go_on(home: Path) -> None:
+    cluster, _ = up("default", {"workers": 0})
+    with cluster.connect() as client:
+        client.kv.put("k", b"v")
+    cluster.down(5)  # with a checkpoint of each
+    for log in (cluster.directory / "data" / "n2" / "wal").glob("*.wal"):
+        os.truncate(log, 200)
+    with pytest.raises(Degraded, match=r"n2: Refused: .*the term and vote of n2 are lost"):
+        up("default", {})
+    with cluster.connect() as client:
+        assert client.kv.get("k") == b"v"
+    cluster.down(5, purge=True)
 
 
 def test_owner_and_supervisor_killed_at_once_leave_no_process(home: Path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from tests.e2e.launch.conftest import kill_supervisor, pids, started_below, until
 from zcluster.config import load_spec, make_settings
 from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum, NotRunning, Timeout
-from zcluster.launch import fleet
+from zcluster.launch import files, fleet
 from zcluster.launch import process as system
-from zcluster.launch.cluster import Cluster, clusters, create, down, up
+from zcluster.launch.cluster import Cluster
 from zcluster.launch.control import Control, spawn_supervisor
 from zcluster.launch.fleet import Fleet
+from zcluster.launch.named import clusters, create, down, up
 
 pytestmark = pytest.mark.slow
 
@@ -307,7 +308,7 @@ def test_child_that_no_run_file_names_is_ended_at_adoption(cluster: Cluster) -> 
     kill_supervisor(cluster)
     stray = cluster.identity("n1.w1")
     assert stray is not None
-    system.remove_run_file(cluster.directory, "n1.w1")
+    files.remove_run_file(cluster.directory, "n1.w1")
     cluster.wait("healthy")
     until(lambda: system.living(stray) is None)
     assert pids(cluster)["n1.w1"] != stray.pid
@@ -318,7 +319,7 @@ def test_directory_removed_under_a_running_cluster(
 ) -> None:
     """The next `up` there must not share sockets with what still runs."""
     old = set(started_below(home))
-    system.remove_tree(cluster.directory)
+    files.remove_tree(cluster.directory)
     monkeypatch.setattr(fleet, "SUPERVISOR_YOUNG_S", 0)
     spec = create("default", make_settings())
     Fleet(spec, owner=None, commands={}).adopt(0)
@@ -333,7 +334,7 @@ def test_stale_run_file_with_a_reused_pid_harms_nobody(home: Path) -> None:
         stale = msgspec.structs.replace(
             me, pid=stranger.pid, start_ticks=me.start_ticks - 5, run_id="x", kind="replica"
         )
-        system.write_run_file(spec.path, stale)
+        files.write_run_file(spec.path, stale)
         cluster, _ = up("default", {})
         assert cluster.nodes["n1"].pid != stranger.pid
         cluster.kill("n1")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.unit.bench.fakes import FakeClient
 from zcluster.bench.result import Progress
 from zcluster.bench.workload import KvWork, Load, drive, run_kv, run_tasks
+from zcluster.config import Settings
 from zcluster.errors import InvalidInput, Unknown
 
 SHORT = Load(callers=4, duration_s=0.05, warmup_s=0.01)
@@ -215,3 +217,11 @@ def test_impossible_loads_are_refused(load: Load) -> None:
 def test_impossible_work_is_refused(work: KvWork) -> None:
     with pytest.raises(InvalidInput):
         run_kv(FakeClient(), SHORT, work)
+
+
+def test_values_that_the_cluster_refuses_are_refused_before_the_run() -> None:
+    class Bounded(FakeClient):
+        spec = SimpleNamespace(settings=Settings(value_bytes_max=1024))
+
+    with pytest.raises(InvalidInput, match="value_bytes_max of this cluster is 1024"):
+        run_kv(Bounded(), SHORT, KvWork(value_size=1025))

@@ -19,7 +19,7 @@ Given = dict[str, Any]
 
 
 class FakeUp:
-    """Stands for `launch.cluster.up`: keeps what it was given, reports the usual steps."""
+    """Stands for `launch.named.up`: keeps what it was given, reports the usual steps."""
 
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
@@ -28,6 +28,7 @@ class FakeUp:
         self.wait_s = 0.0
         self.found = False
         self.raises: BaseException | None = None
+        self.changed: dict[str, list[str]] = {}
 
     def __call__(
         self, name: str, given: Given, wait_s: float, progress: Callable[[str, Given], None]
@@ -40,14 +41,22 @@ class FakeUp:
         for event in ("nodes", "leader", "workers"):
             progress(event, facts)
         report = {"cluster": name, "ready": True, "seconds": 0.6, "already_running": self.found, "leader": "n2"}
-        report |= {"engine": "raft", "durability": "fsync", "directory": f"/data/{name}", "workers": []}
+        report |= {
+            "engine": "raft",
+            "durability": "fsync",
+            "directory": f"/data/{name}",
+            "workers": [],
+            "started": [],
+            "resumed": [],
+            **self.changed,
+        }
         return self.cluster, report | {"format": 1, "nodes": [a_node("n1"), a_node("n2", uptime_seconds=500.0)]}
 
 
 @pytest.fixture
 def up(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> FakeUp:
     fake = FakeUp(cluster)
-    monkeypatch.setattr("zcluster.launch.cluster.up", fake)
+    monkeypatch.setattr("zcluster.launch.named.up", fake)
     return fake
 
 
@@ -90,6 +99,18 @@ def test_up_as_json_is_one_object(run: Run, up: FakeUp) -> None:
     assert report.pop("version") == 1
     assert "format" not in report
     assert {"cluster", "ready", "seconds", "leader", "nodes", "workers", "engine", "durability"} <= set(report)
+
+
+def test_a_second_up_says_what_runs_again(run: Run, up: FakeUp) -> None:
+    up.found = True
+    up.changed = {"started": ["n1"], "resumed": ["n3", "router"]}
+    assert "was running; n1 started again, n3 router resumed " in run("up").stdout
+
+
+def test_stopped_nodes_are_told_how_to_start_again(run: Run, cluster: FakeCluster) -> None:
+    assert run("stop", "leader").stderr == "stopped n3; start again: zcluster start n3\n"
+    assert run("stop").stderr.splitlines()[0] == "stopped n1 n2 n3; start again: zcluster start"
+    assert run("stop", "router").stderr == "stopped router\n"
 
 
 def test_a_second_up_says_that_nothing_changed(run: Run, up: FakeUp) -> None:
@@ -169,7 +190,7 @@ class Foreground:
 @pytest.fixture
 def foreground(up: FakeUp, monkeypatch: pytest.MonkeyPatch) -> Foreground:
     fake = Foreground(up)
-    monkeypatch.setattr("zcluster.launch.cluster.down", fake.down)
+    monkeypatch.setattr("zcluster.launch.named.down", fake.down)
     monkeypatch.setattr("zcluster.cli.log_view.Follower", FakeFollower)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     return fake
@@ -222,9 +243,9 @@ def downs(monkeypatch: pytest.MonkeyPatch, home: Path) -> list[tuple[Any, ...]]:
         calls.append((name, timeout, purge))
         return name != "stopped" and (home / name).exists()
 
-    states = [{"cluster": "running", "state": "running"}, {"cluster": "stopped", "state": "stopped"}]
-    monkeypatch.setattr("zcluster.launch.cluster.down", down)
-    monkeypatch.setattr("zcluster.launch.cluster.clusters", lambda: states)
+    states = [{"cluster": name, "state": name, "running": name == "running"} for name in ("running", "stopped")]
+    monkeypatch.setattr("zcluster.launch.named.down", down)
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: states)
     for name in ("running", "stopped"):
         (home / name).mkdir(parents=True)
     return calls
@@ -318,12 +339,35 @@ def test_ls_lists_clusters_or_says_that_there_is_none(run: Run, monkeypatch: pyt
     assert "start one: zcluster up" in run("ls").stderr
     assert json.loads(run("ls", "--json").stdout) == {"version": 1, "clusters": []}
     one = {"cluster": "a", "state": "running", "nodes": 3, "nodes_up": 2, "workers": 2, "engine": "raft"}
-    one |= {"durability": "fsync", "directory": "/d/a", "disk_bytes": 2048}
-    monkeypatch.setattr("zcluster.launch.cluster.clusters", lambda: [one])
+    one |= {"durability": "fsync", "directory": "/d/a", "disk_bytes": 2048, "problem": None}
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: [one])
     assert run("ls").stdout.splitlines() == [
         "CLUSTER  STATE    NODES  WORKERS  ENGINE  DURABILITY  DISK  DIRECTORY",
         "a        running  2/3    2        raft    fsync       2.0K  /d/a",
     ]
+
+
+def test_ls_shows_a_damaged_cluster_with_what_to_do(run: Run, home: Path) -> None:
+    make_existing(home)
+    done = run("ls")
+    assert done.stdout.splitlines()[1].split()[:6] == ["default", "damaged", "0/?", "0", "?", "?"]
+    assert "zcluster down --purge" in done.stderr
+    assert json.loads(run("ls", "--json").stdout)["clusters"][0]["state"] == "damaged"
+
+
+def test_down_all_goes_on_after_a_cluster_that_cannot_be_removed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(name: str, timeout: float, *, purge: bool) -> bool:
+        if name == "a":
+            raise Conflict("a is special")
+        return True
+
+    monkeypatch.setattr("zcluster.launch.named.down", down)
+    monkeypatch.setattr("zcluster.launch.named.clusters", lambda: [{"cluster": n, "running": True} for n in "ab"])
+    done = run("down", "--all")
+    assert (done.exit_code, done.stderr.splitlines()[0]) == (6, "error: a: a is special")
+    assert 'Cluster "b" stopped' in done.stderr
+    found = json.loads(run("down", "--all", "--json").stdout)["clusters"]
+    assert (found[0]["error"]["type"], found[1]["was_running"]) == ("Conflict", True)
 
 
 def test_a_path_stands_for_a_private_cluster(run: Run, cluster: FakeCluster, home: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -89,3 +91,12 @@ def test_consistency_is_chosen_by_name(run: Run, cluster: FakeCluster) -> None:
     for wrong in ("bounded", "bounded:", "strong", "bounded:x"):
         with pytest.raises(InvalidInput, match="use linearizable"):
             parse_consistency(wrong)
+
+
+def test_a_value_from_a_closed_standard_input_is_2(
+    run: Run, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcluster.cli.kv.sys", SimpleNamespace(stdin=None, stdout=sys.stdout))
+    done = run("put", "k", "-")
+    assert (done.exit_code, "closed" in done.stderr) == (2, True)
+    assert cluster.client.kv.data == {}

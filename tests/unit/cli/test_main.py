@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -128,7 +129,8 @@ def test_each_error_has_its_exit_code_one_line_and_one_object(
 ) -> None:
     cluster.raises = error
     plain = run("pause", "n1")
-    assert (plain.exit_code, plain.stdout, plain.stderr) == (code, "", "error: m\n")
+    advice = "See: zcluster doctor\n" if isinstance(error, PermissionError) else ""
+    assert (plain.exit_code, plain.stdout, plain.stderr) == (code, "", f"error: m\n{advice}")
     asked = run("pause", "n1", "--json")
     kind = "Timeout" if isinstance(error, TimeoutError) else type(error).__name__
     assert (asked.exit_code, asked.stderr) == (code, "")
@@ -199,11 +201,36 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_behind_standard_output_is_an_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("asked", ["--help", "version"])
+def test_a_full_disk_behind_standard_output_is_an_error(unbuffered: str, asked: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-P", "-m", "zcluster", "--help"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+        command = [sys.executable, "-P", "-m", "zcluster", asked]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\nSee: zcluster doctor\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_error_as_json_onto_a_full_disk_keeps_its_code_and_shows_no_traceback(unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-P", "-m", "zcluster", "status", "-c", "a b", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_bug(closed: str) -> None:
+    command = f"{sys.executable} -P -m zcluster version {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_json_without_a_verb_is_one_object_too(run: Run) -> None:
+    done = run("--json")
+    assert (done.exit_code, done.stderr) == (2, "")
+    assert json.loads(done.stdout)["error"]["type"] == "Usage"
 
 
 def test_completion_knows_verbs_clusters_and_selectors(run: Run, cluster: FakeCluster, home: object) -> None:

@@ -107,6 +107,14 @@ def test_a_failed_node_gives_its_reason() -> None:
     assert "Failed: n1 No space left on device" in plain(status)
 
 
+def test_a_node_in_repair_is_told_from_a_sound_one() -> None:
+    problem = "n1 repairs itself from its peers: wal damaged at byte 276"
+    status = a_status(state="degraded", nodes=[a_node("n1", repair=True), a_node("n2")], problems=[problem])
+    assert "n1    repairing" in plain(status)
+    assert f"Repair: {problem}" in plain(status)
+    assert "n2    follower" in plain(status)
+
+
 def test_weak_durability_tells_what_may_be_lost() -> None:
     text = plain(a_status(durability="interval:10ms"))
     assert "Durability: interval:10ms: a power failure may lose the last 10ms of writes" in text

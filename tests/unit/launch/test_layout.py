@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zcluster.config import load_spec, make_settings
-from zcluster.errors import Conflict, InvalidInput, PathTooLong
+from zcluster.config import ClusterSpec, load_spec, make_settings
+from zcluster.errors import Conflict, FormatTooNew, InvalidInput, PathTooLong
 from zcluster.launch import layout
 from zcluster.launch import process as system
 from zcluster.transport.sockets import Security
@@ -30,7 +30,7 @@ def test_creation_is_private_and_described(home: Path) -> None:
     assert [(n.name, n.replica_id) for n in spec.nodes] == [(f"n{i}", i) for i in range(1, 6)]
     assert not spec.created
     assert layout.create("two", make_settings()).cluster_id != spec.cluster_id
-    assert [s.name for s in layout.specs()] == ["one", "two"]
+    assert [name for name, _ in layout.find()] == ["one", "two"]
 
 
 def test_existing_cluster_or_foreign_files_are_never_overwritten(home: Path, tmp_path: Path) -> None:
@@ -61,6 +61,46 @@ def test_socket_path_too_long_is_said_early(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     with pytest.raises(PathTooLong, match="107"):
         layout.create("one", make_settings())
+
+
+def test_refused_creation_leaves_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spec: object) -> None:
+        raise OSError(28, "No space left on device", str(home / "one" / "cluster.tmp"))
+
+    monkeypatch.setattr(layout, "save_spec", full)
+    with pytest.raises(InvalidInput, match=r"No space left on device; make room.*ZCLUSTER_HOME"):
+        layout.create("one", make_settings())
+    assert os.listdir(home) == []
+    assert os.listdir(tmp_path / "zcluster") == []
+    (home / "mine").mkdir()
+    with pytest.raises(InvalidInput, match="No space"):
+        layout.create("mine", make_settings())
+    assert os.listdir(home / "mine") == []
+
+
+def test_home_that_cannot_be_written_is_said_with_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InvalidInput, match=r"cannot write .*one: Read-only file system.*zcluster doctor"):
+        layout.create("one", make_settings())
+    with pytest.raises(InvalidInput, match=r"cannot write .*home: Read-only file system"):
+        layout.ephemeral_directory()
+
+
+def test_damaged_and_newer_clusters_are_found_with_what_is_wrong(home: Path) -> None:
+    for name in ("good", "damaged", "newer"):
+        layout.create(name, make_settings())
+    (home / "damaged" / "cluster.json").write_text("[]")
+    newer = home / "newer" / "cluster.json"
+    newer.write_text(newer.read_text().replace('"format": 1', '"format": 9'))
+    (home / "no cluster").mkdir()
+    found = dict(layout.find())
+    assert sorted(found) == ["damaged", "good", "newer"]
+    assert isinstance(found["good"], ClusterSpec)
+    assert "is damaged" in str(found["damaged"])
+    assert isinstance(found["newer"], FormatTooNew)
 
 
 def test_tcp_gets_keys_and_ports_outside_the_ephemeral_range() -> None:
@@ -121,6 +161,6 @@ def test_leftovers_of_dead_owners_go_and_living_ones_stay(home: Path) -> None:
     assert not dead.exists()
     assert alive.exists()
     assert kept.parent == home
-    assert layout.specs() == []
+    assert layout.find() == []
     spec = load_spec(alive)
     assert msgspec.structs.replace(spec, directory="").ephemeral

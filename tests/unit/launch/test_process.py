@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from zcluster.errors import Conflict
+from zcluster.launch import files
 from zcluster.launch import process as system
 
 SLEEPER = "import signal\nwhile True: signal.pause()"
@@ -150,22 +151,22 @@ def test_owner_is_watched_by_pid_and_start(tmp_path: Path) -> None:
 def test_run_files_are_written_whole_and_bad_ones_ignored(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     me = system.identify_self("supervisor")
-    system.write_run_file(tmp_path, me)
+    files.write_run_file(tmp_path, me)
     (tmp_path / "run" / "n1.json").write_text('{"pid": 1')
-    assert system.read_run_files(tmp_path) == {"supervisor": me}
-    system.remove_run_file(tmp_path, "supervisor")
-    system.remove_run_file(tmp_path, "supervisor")
-    assert system.read_run_file(tmp_path, "supervisor") is None
+    assert files.read_run_files(tmp_path) == {"supervisor": me}
+    files.remove_run_file(tmp_path, "supervisor")
+    files.remove_run_file(tmp_path, "supervisor")
+    assert files.read_run_file(tmp_path, "supervisor") is None
 
 
 def test_lock_is_exclusive_and_not_inherited(tmp_path: Path) -> None:
-    held = system.lock(tmp_path / "lock")
+    held = files.lock(tmp_path / "lock")
     child = spawn(tmp_path, "-c", SLEEPER)
     try:
         with pytest.raises(Conflict, match="another supervisor"):
-            system.lock(tmp_path / "lock")
-        system.unlock(held)
-        system.unlock(system.lock(tmp_path / "lock"))
+            files.lock(tmp_path / "lock")
+        files.unlock(held)
+        files.unlock(files.lock(tmp_path / "lock"))
     finally:
         end(child)
 
@@ -174,14 +175,14 @@ def test_full_log_is_cut_while_its_writer_goes_on(tmp_path: Path) -> None:
     log = tmp_path / "n1.log"
     writer = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(writer, b"old" * 100 + b"new" * 100)
-    assert not system.rotate_log(log, 600)
-    assert system.rotate_log(log, 300)
+    assert not files.rotate_log(log, 600)
+    assert files.rotate_log(log, 300)
     os.write(writer, b"after\n")
     os.close(writer)
     assert log.read_bytes() == b"after\n"
     assert (tmp_path / "n1.log.1").read_bytes() == b"new" * 100
-    assert system.log_tail(log) == "after"
-    assert not system.rotate_log(tmp_path / "absent")
+    assert files.log_tail(log) == "after"
+    assert not files.rotate_log(tmp_path / "absent")
 
 
 def test_child_can_import_what_runs_here_and_not_what_lies_around(

@@ -1,0 +1,57 @@
+"""What the supervisor does for the logs of a cluster: it notes what happens to processes, and keeps every log bounded.
+
+    logs/events.jsonl    one line an event: {"time_ms": wall clock, "event": text, "process": name, "pid": pid or null}
+
+Not here: reading logs (`cli.log_view`). One thread.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from zcluster.launch import files
+
+LOOK_S: Final = 30
+GROWTH_BYTES: Final = 1 << 20
+"""A log that grew by more than this since the last look is looked at again after a second."""
+_SECOND: Final = 1_000_000_000
+
+
+class Logs:
+    """The log directory of one cluster. `next_look`: monotonic ns of the next time that `bound` is due."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.next_look = 0
+        self._events = open(directory / "events.jsonl", "ab", buffering=0)  # noqa: SIM115 closed at exit
+        self._sizes: dict[str, int] = {}
+
+    def note(self, event: str, process: str | None = None, pid: int | None = None) -> None:
+        """One line. A full disk must not stop the supervisor."""
+        line: dict[str, Any] = {"time_ms": time.time_ns() // 1_000_000, "event": event}
+        if process is not None:
+            line |= {"process": process, "pid": pid}
+        with suppress(OSError):
+            self._events.write(msgspec.json.encode(line) + b"\n")
+
+    def bound(self, now: int) -> None:
+        """Cut what has grown too long, and decide when to look again."""
+        busy = False
+        for path in self.directory.glob("*.*"):
+            if path.suffix not in (".log", ".jsonl"):
+                continue
+            with suppress(OSError):
+                if files.rotate_log(path):
+                    self.note(f"log {path.name} was full: the older half is gone")
+                size_bytes = path.stat().st_size
+                busy = busy or size_bytes - self._sizes.get(path.name, size_bytes) > GROWTH_BYTES
+                self._sizes[path.name] = size_bytes
+        self.next_look = now + (1 if busy else LOOK_S) * _SECOND
+
+    def close(self) -> None:
+        self._events.close()
