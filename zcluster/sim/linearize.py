@@ -1,0 +1,505 @@
+"""Linearizability of one key's history: is there an order of its operations that explains all outcomes?
+
+The operations must keep their order in real time: one that returned before another was called stands before it. Each
+one that is `ok` stands in the order exactly once, with its outcome; each `unknown` one at most once, anywhere after
+its call. The search is that of Wing and Gong (1993) with the memory of configurations by Lowe (2017), in his form that
+decides "just in time": it walks through calls and returns, and orders operations only when one returns that has not
+taken effect. A configuration is
+
+    position    the next event
+    state       the value of the key, see `model`
+    must        running operations that have yet to take effect before they return
+    may         running operations that can yet take effect; contains `must`
+    used        unknown operations that took effect
+
+Without further thought the number of configurations is exponential in the number of unknown operations and of writes
+that run together. Five rules, none of which loses an answer, keep it small in practice. Let s be the current state; a
+*completion* of a configuration is an order of operations that takes it to the end of the history.
+
+1  Unchanged. If an operation may take effect in s and leaves s as it is, it takes effect at once: in any completion it
+   can be moved to the front, since it changes nothing for the others and all that precede it are in place already. If
+   it needs nothing, it becomes optional instead (in `may`, no longer in `must`): it has its place, yet can still serve.
+2  Buried. When y takes effect, and what y leaves behind does not depend on what was there, every running operation p
+   that needs nothing, and after which y would still be possible, becomes optional: right before y, nobody sees it.
+   (All of them together fit there: see `_bury`.)
+3  Needed. Before the operation x that is about to return, another one, c, is ordered only for a reason. Let c be first
+   in a completion, and y follow it.
+   * y is possible in s, too, and leaves a fixed state: without c all is the same. If c was optional, drop it; if not,
+     y buries it (rule 2). Only an operation with a need of its own can be lost that way, so those are always tried.
+   * y is possible in s and keeps the state: then rule 1 has taken it before.
+   * y is not possible in s: c makes a state that y needs. `_wanted` finds all such states, also those from which
+     unknown operations lead to one that is needed.
+   * y appends: what it leaves behind depends on c. As long as an append without an answer must take effect, everything
+     is tried, except for c that leads to OTHER: y after c then gives OTHER, as c after y would.
+4  Alike. Of operations with the same effect the one that returns first is taken, of unknown ones the one called first:
+   the other can do whatever that one could have done later. Values that nobody mentions any more are alike, too.
+5  Dominated. A configuration is given up if one was visited at the same position and state that had to do no more,
+   could do no less, and had used no more unknown operations: it can follow every completion of this one.
+
+No recursion; what is visited is kept, so memory grows with the number of configurations that did not lead on.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from zcluster.sim.history import Operation
+from zcluster.sim.model import (
+    ABSENT,
+    APPEND,
+    EMPTY,
+    EXACTLY,
+    KEEP,
+    NOT,
+    NOTHING,
+    OTHER,
+    SET,
+    State,
+    States,
+    Step,
+    extends_unseen,
+    make_step,
+    mentioned_by,
+)
+
+NEVER: Final = 1 << 62
+_CLOCK_EVERY: Final = 64
+_STUCK_KEPT: Final = 200
+
+Path = tuple["Path", int] | None
+"""The steps taken, last first: a number as in `Step.number`, or ~number where an operation became optional."""
+
+
+class Node(NamedTuple):
+    """A configuration, and how it was reached."""
+
+    position: int
+    state: State
+    must: int
+    may: int
+    used: int
+    path: Path
+
+
+class OutOfTime(Exception):
+    """The search was not done before its deadline."""
+
+
+class Found(NamedTuple):
+    """What the search found.
+
+    If `linearizable`, `order` is a complete order that proves it. If not, `stuck` is an operation that cannot take
+    effect before it returns, whatever the order of all that was called before; `order` is one of the longest that lead
+    there, and `orders` several of those.
+    """
+
+    linearizable: bool
+    order: list[Operation]
+    stuck: Operation | None = None
+    orders: tuple[list[Operation], ...] = ()
+
+
+class _Group:
+    """Unknown operations that are alike, in the order of their calls; they are used in that order (rule 4)."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.mask = 0
+
+    def next(self, used: int, position: int) -> Step | None:
+        """The first that is not used, if it has been called."""
+        index = (used & self.mask).bit_count()
+        if index < len(self.steps) and self.steps[index].called < position:
+            return self.steps[index]
+        return None
+
+
+class _Unknown:
+    """The unknown operations of a key, to be found by what they do."""
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        groups: dict[tuple[int, State, int, State, str], _Group] = {}
+        for number, step in enumerate(steps):
+            step.bit = 1 << number
+            group = groups.setdefault((step.need, step.argument, step.effect, step.result, step.data), _Group())
+            group.steps.append(step)
+            group.mask |= step.bit
+        self.groups = list(groups.values())
+        self.writes: dict[State, _Group] = {}  # puts and deletes, by the state they leave behind
+        self.swaps_from: dict[State, list[tuple[State, _Group]]] = {}  # cas: expected -> (new, group)
+        self.swaps_to: dict[State, list[tuple[State, _Group]]] = {}  # cas: new -> (expected, group)
+        self.appends: dict[str, _Group] = {}
+        for (need, argument, effect, result, data), group in groups.items():
+            if effect == APPEND:
+                self.appends[data] = group
+            elif need == NOTHING:
+                self.writes[result] = group
+            else:
+                self.swaps_from.setdefault(argument, []).append((result, group))
+                self.swaps_to.setdefault(result, []).append((argument, group))
+        self.append_lengths = sorted({len(data) for data in self.appends})
+
+
+class Search:
+    """The search on one key.
+
+    Args:
+        operations: of one key, in any order.
+        deadline: of `time.monotonic()`; later the search raises OutOfTime.
+    """
+
+    def __init__(self, operations: Sequence[Operation], deadline: float = float("inf")) -> None:
+        self._deadline = deadline
+        self._pops = 0
+        prefixes = any(extends_unseen(o) for o in operations if o.status != "fail")
+        mentions = [(o, text) for o in operations if o.status != "fail" and (text := mentioned_by(o)) is not None]
+        self._mentioned = sorted({text for _, text in mentions})
+        self.states = States(self._mentioned, prefixes=prefixes)
+        made = (make_step(operation, number, self.states) for number, operation in enumerate(operations))
+        self._steps = {step.number: step for step in made if step is not None}
+        self._events = self._order_events()
+        self._assign_places()
+        unknown = sorted((step for step in self._steps.values() if step.optional), key=lambda step: step.called)
+        self._unknown = _Unknown(unknown)
+        self._last_mention: dict[State, int] | None = None if prefixes else self._find_last_mentions(mentions)
+        self._dead_from, self._dead_masks = self._find_dead(unknown)
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+    def _order_events(self) -> list[tuple[Step, bool]]:
+        """(step, whether it returns), in time. Of equal times calls come first: those operations ran together."""
+        moments: list[tuple[int, bool, int]] = []
+        for step in self._steps.values():
+            moments.append((step.operation.call, False, step.number))
+            if not step.optional:
+                assert step.operation.returned is not None
+                moments.append((step.operation.returned, True, step.number))
+        events: list[tuple[Step, bool]] = []
+        for _, returns, number in sorted(moments):
+            step = self._steps[number]
+            if returns:
+                step.returned = len(events)
+                events.append((step, True))
+            elif step.optional:
+                # A position between two events: it counts as called once everything before it has happened.
+                step.called, step.returned = len(events) - 1, NEVER
+            else:
+                step.called = len(events)
+                events.append((step, False))
+        return events
+
+    def _assign_places(self) -> None:
+        """Give each operation a bit that no other has while it runs."""
+        self._place_called: list[list[int]] = []  # place -> positions of the calls of its operations
+        self._place_steps: list[list[Step]] = []
+        free: list[int] = []
+        for step, returns in self._events:
+            if returns:
+                free.append(step.bit.bit_length() - 1)
+                continue
+            if not free:
+                free.append(len(self._place_steps))
+                self._place_called.append([])
+                self._place_steps.append([])
+            place = free.pop()
+            step.bit = 1 << place
+            self._place_called[place].append(step.called)
+            self._place_steps[place].append(step)
+
+    def _find_last_mentions(self, mentions: Sequence[tuple[Operation, str]]) -> dict[State, int]:
+        """State -> the position after which no operation can tell it from others."""
+        returned = {id(step.operation): step.returned for step in self._steps.values()}
+        last: dict[State, int] = {}
+        for operation, text in mentions:
+            if id(operation) in returned:
+                state = self.states.of(text)
+                last[state] = max(last.get(state, 0), returned[id(operation)])
+        return last
+
+    def _find_dead(self, unknown: Sequence[Step]) -> tuple[list[int], list[int]]:
+        """Unknown puts whose value nobody mentions from some position on: ([position], [the set from there on])."""
+        ends = sorted(
+            (self._last(step.result), step.bit)
+            for step in unknown
+            if step.effect == SET and step.need == NOTHING and self._last(step.result) < NEVER
+        )
+        masks, mask = [], 0
+        for _, bit in ends:
+            mask |= bit
+            masks.append(mask)
+        return [position for position, _ in ends], masks
+
+    def _last(self, state: State) -> int:
+        """The last position at which an operation can tell this state from others."""
+        if state == ABSENT:
+            return NEVER
+        if state == OTHER:
+            return -1
+        return NEVER if self._last_mention is None else self._last_mention.get(state, -1)
+
+    def _now(self, state: State, position: int) -> State:
+        """The state, or OTHER if it is not mentioned from `position` on (rule 4)."""
+        return OTHER if self._last(state) < position else state
+
+    def first_states(self) -> list[State]:
+        """Every state that the operations can tell from all others."""
+        found = [ABSENT, OTHER, *(self.states.of(text) for text in self._mentioned)]
+        seen = set(found)
+        data = {step.data for step in self._steps.values() if step.effect == APPEND}
+        for state in found:  # grows meanwhile
+            if state > OTHER:
+                for text in sorted(data):
+                    new = [before for before in self.states.before_append(state, text) if before not in seen]
+                    seen.update(new)
+                    found += new
+        return list(dict.fromkeys(found))
+
+    # -- the search ---------------------------------------------------------------------------------------------------
+    def run(self, starts: Iterable[State] = (ABSENT,)) -> Found:
+        """Search from each of these states in turn. Raises: OutOfTime."""
+        visited: dict[tuple[int, State], list[tuple[int, int, int, int]]] = {}
+        stuck: list[Node] = []
+        stack: list[tuple[Node, Step | None]] = [(Node(0, state, 0, 0, 0, None), None) for state in starts]
+        stack.reverse()
+        while stack:
+            self._pops += 1
+            if self._pops % _CLOCK_EVERY == 0 and time.monotonic() > self._deadline:
+                raise OutOfTime
+            before, step = stack.pop()
+            node = self._advance(before if step is None else self._take(before, step))
+            if node.position == len(self._events):
+                return Found(True, self._order(node.path))
+            if self._dominated(node, visited):
+                continue
+            if not stuck or node.position > stuck[0].position:
+                stuck = [node]
+            elif node.position == stuck[0].position and len(stuck) < _STUCK_KEPT:
+                stuck.append(node)
+            stack += [(node, move) for move in reversed(self._moves(node))]
+            returning = self._events[node.position][0].bit
+            if not node.must & returning:
+                stack.append((node._replace(position=node.position + 1, may=node.may & ~returning), None))
+        stuck.sort(key=lambda node: (node.must.bit_count(), node.used.bit_count()))
+        orders = tuple(self._order(node.path) for node in stuck)
+        return Found(False, orders[0], self._events[stuck[0].position][0].operation, orders)
+
+    def _advance(self, node: Node) -> Node:
+        """Go on to the next return of an operation that must or may take effect first, or to the end."""
+        while True:
+            node = self._advance_in_state(node)
+            now = self._now(node.state, node.position)
+            if now == node.state:
+                return node
+            node = self._settle(node._replace(state=now))
+
+    def _advance_in_state(self, node: Node) -> Node:
+        position, state, must, may, used, path = node
+        events, states, end = self._events, self.states, len(self._events)
+        while position < end:
+            step, returns = events[position]
+            bit = step.bit
+            if returns:
+                if may & bit:
+                    break
+            elif not (step.holds(state, states) and step.after(state, states) == state):
+                must |= bit
+                may |= bit
+            elif step.need == NOTHING:
+                may |= bit
+                path = (path, ~step.number)
+            else:
+                path = (path, step.number)
+            position += 1
+        return Node(position, state, must, may, used, path)
+
+    def _take(self, node: Node, step: Step) -> Node:
+        """`step` takes effect; rules 1 and 2 are applied."""
+        position, state, must, may, used, path = node
+        after = step.after(state, self.states)
+        if step.optional:
+            used |= step.bit
+        else:
+            must &= ~step.bit
+            may &= ~step.bit
+        if step.effect == SET:
+            must, path = self._bury(node, step, must, path)
+        return self._settle(Node(position, self._now(after, position), must, may, used, (path, step.number)))
+
+    def _bury(self, node: Node, step: Step, must: int, path: Path) -> tuple[int, Path]:
+        """Rule 2. Several that fit before `step` alone also fit there together, in any order.
+
+        The last of them decides. If it is a put or a delete, it leaves the same behind wherever it stands. If it is an
+        append, then `step` needs nothing; or a value, which every append leaves; or ABSENT or "", and the append is an
+        empty one as all others there; or exactly s, and the same holds.
+        """
+        for other in self._running(must, node.position):
+            if other.need == NOTHING and step.holds(other.after(node.state, self.states), self.states):
+                must &= ~other.bit
+                path = (path, ~other.number)
+        return must, path
+
+    def _settle(self, node: Node) -> Node:
+        """Rule 1, for all running operations."""
+        position, state, must, may, used, path = node
+        for step in self._running(must, position):
+            if step.holds(state, self.states) and self._now(step.after(state, self.states), position) == state:
+                must &= ~step.bit
+                if step.need == NOTHING:
+                    path = (path, ~step.number)
+                else:
+                    may &= ~step.bit
+                    path = (path, step.number)
+        return Node(position, state, must, may, used, path)
+
+    def _running(self, mask: int, position: int) -> Iterator[Step]:
+        """The operations of a set of places, as they are at a position."""
+        while mask:
+            lowest = mask & -mask
+            place = lowest.bit_length() - 1
+            mask ^= lowest
+            yield self._place_steps[place][bisect_right(self._place_called[place], position) - 1]
+
+    def _dominated(self, node: Node, visited: dict[tuple[int, State], list[tuple[int, int, int, int]]]) -> bool:
+        """Rule 5; remembers the node if it is not."""
+        index = bisect_right(self._dead_from, node.position - 1)
+        dead = self._dead_masks[index - 1] if index else 0
+        must, may, used, dead_used = node.must, node.may, node.used & ~dead, (node.used & dead).bit_count()
+        seen = visited.setdefault((node.position, node.state), [])
+        for their_must, their_may, their_used, their_dead in seen:
+            if not (their_must & ~must or may & ~their_may or their_used & ~used or their_dead > dead_used):
+                return True
+        seen.append((must, may, used, dead_used))
+        return False
+
+    # -- moves --------------------------------------------------------------------------------------------------------
+    def _moves(self, node: Node) -> list[Step]:
+        """What may take effect next (rules 3 and 4), the most promising first."""
+        position, state, must, may, _, _ = node
+        states = self.states
+        forced = self._events[position][0]
+        running = sorted(self._running(may, position), key=lambda step: step.returned)
+        obliged = [step for step in running if step.bit & must]
+        appending = [step for step in running if step.effect == APPEND and (step.bit & must or step is forced)]
+        another = any(step.need == NOT and step.argument == state for step in obliged)
+        wanted = None if another or appending else self._wanted(node, running, obliged)
+        found: list[Step] = []
+        alike: set[tuple[int, State, int, State, str, bool]] = set()
+        for step in running:
+            if not step.holds(state, states):
+                continue
+            after = self._now(step.after(state, states), position)
+            kind = (step.need, step.argument, step.effect, after, step.data, bool(step.bit & must))
+            if kind in alike:
+                continue
+            useful = step is forced or step.need != NOTHING
+            if useful or self._useful(step, after, node, wanted, another, appending):
+                alike.add(kind)
+                found.append(step)
+        found.sort(key=lambda step: (step.need == NOTHING, step is not forced))
+        for step in self._unknown_moves(node, wanted):
+            after = self._now(step.after(state, states), position)
+            kind = (step.need, step.argument, step.effect, after, step.data, False)
+            if kind not in alike and self._useful(step, after, node, wanted, another, appending):
+                alike.add(kind)
+                found.append(step)
+        return found
+
+    def _useful(
+        self, step: Step, after: State, node: Node, wanted: set[State] | None, another: bool, appending: list[Step]
+    ) -> bool:
+        """Whether there is a reason to let this optional operation, or one that needs nothing, take effect now."""
+        if after == node.state:
+            return False
+        if wanted is not None:
+            return after in wanted
+        if another or after != OTHER:
+            return True
+        if step.effect == SET:
+            return step.need != NOTHING
+        # To append what leads to OTHER matters before another append only if the other order leads elsewhere.
+        append, state = self.states.append, node.state
+        return any(append(append(state, other.data), step.data) != OTHER for other in appending if other is not step)
+
+    def _wanted(self, node: Node, running: Sequence[Step], obliged: Sequence[Step]) -> set[State]:
+        """The states that operations need which must take effect and cannot in this one, and states from which
+        optional appends and unknown operations lead to those."""
+        states, used, position = self.states, node.used, node.position
+        unknown = self._unknown
+        wanted: set[State] = set()
+        work: list[State] = []
+
+        def want(*needed: State) -> None:
+            for state in needed:
+                if state not in wanted:
+                    wanted.add(state)
+                    work.append(state)
+
+        for step in obliged:
+            if not step.holds(node.state, states):
+                if step.need == EXACTLY:
+                    want(step.argument)
+                elif step.need == EMPTY:
+                    want(ABSENT, states.empty)
+        appends = [step.data for step in running if step.effect == APPEND]
+        while work:
+            target = work.pop()
+            for expected, group in unknown.swaps_to.get(target, ()):
+                if group.next(used, position):
+                    want(expected)
+            if target <= OTHER:
+                continue
+            endings = (states.ending(target, length) for length in unknown.append_lengths)
+            called = [data for data in endings if data in unknown.appends and unknown.appends[data].next(used, position)]
+            for data in appends + called:
+                want(*states.before_append(target, data))
+        return wanted
+
+    def _unknown_moves(self, node: Node, wanted: set[State] | None) -> Iterator[Step]:
+        """Unknown operations that may take effect and lead to a wanted state (None: to any)."""
+        position, state, _, _, used, _ = node
+        unknown = self._unknown
+        if wanted is None:
+            groups: Iterable[_Group | None] = unknown.groups
+        else:
+            groups = [
+                *(unknown.writes.get(target) for target in wanted),
+                *(group for result, group in unknown.swaps_from.get(state, ()) if result in wanted),
+                *(unknown.appends.get(rest) for t in wanted if (rest := self.states.rest(state, t)) is not None),
+            ]
+        for group in groups:
+            step = group.next(used, position) if group is not None else None
+            if step is not None and step.holds(state, self.states):
+                yield step
+
+    # -- the order ----------------------------------------------------------------------------------------------------
+    def _order(self, path: Path) -> list[Operation]:
+        """A path as an order: an operation that became optional stands there, unless it took effect later."""
+        placed: set[int] = set()
+        order: list[Operation] = []
+        while path is not None:
+            path, code = path
+            number = code if code >= 0 else ~code
+            if number not in placed:
+                placed.add(number)
+                order.append(self._steps[number].operation)
+        order.reverse()
+        return order
+
+
+def find_order(
+    operations: Sequence[Operation], *, start: str | None = None, deadline: float = float("inf")
+) -> Found:
+    """Search for an order of the operations of one key whose value at first is `start` (None: it has none).
+
+    Raises: OutOfTime.
+    """
+    search = Search(operations, deadline)
+    return search.run((search.states.of(start),))
+
+
+def find_order_from_anywhere(operations: Sequence[Operation], deadline: float = float("inf")) -> Found:
+    """The same if nothing is known about the first value. Raises: OutOfTime."""
+    search = Search(operations, deadline)
+    return search.run(search.first_states())
