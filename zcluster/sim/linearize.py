@@ -84,6 +84,19 @@ class Node(NamedTuple):
     path: Path
 
 
+class _Situation(NamedTuple):
+    """A configuration at the return of `forced`, taken apart for the rules."""
+
+    node: Node
+    forced: Step
+    running: list[Step]  # those in `may`, the first to return first
+    obliged: list[Step]  # those in `must`
+    needed: set[State]  # by `obliged`
+    appending: list[Step]  # appends without an answer that must take effect
+    another: bool  # whether one that must take effect needs any other state than this one
+    wanted: set[State] | None  # see `_wanted`; None: every state may be of use
+
+
 class OutOfTime(Exception):
     """The search was not done before its deadline."""
 
@@ -165,6 +178,10 @@ class Search:
         unknown = sorted((step for step in self._steps.values() if step.optional), key=lambda step: step.called)
         self._unknown = _Unknown(unknown)
         self._last_mention: dict[State, int] | None = None if prefixes else self._find_last_mentions(mentions)
+        self._last_exclusion: dict[State, int] = {}
+        for step in self._steps.values():
+            if step.need == NOT:
+                self._last_exclusion[step.argument] = max(self._last_exclusion.get(step.argument, -1), step.called)
         self._dead_from, self._dead_masks = self._find_dead(unknown)
 
     # -- preparation --------------------------------------------------------------------------------------------------
@@ -209,39 +226,45 @@ class Search:
             self._place_steps[place].append(step)
 
     def _find_last_mentions(self, mentions: Sequence[tuple[Operation, str]]) -> dict[State, int]:
-        """State -> the position after which no operation can tell it from others."""
-        returned = {id(step.operation): step.returned for step in self._steps.values()}
+        """State -> the position of the last call of an operation that can tell it from others."""
+        called = {id(step.operation): NEVER if step.optional else step.called for step in self._steps.values()}
         last: dict[State, int] = {}
         for operation, text in mentions:
-            if id(operation) in returned:
+            if id(operation) in called:
                 state = self.states.of(text)
-                last[state] = max(last.get(state, 0), returned[id(operation)])
+                last[state] = max(last.get(state, -1), called[id(operation)])
         return last
 
     def _find_dead(self, unknown: Sequence[Step]) -> tuple[list[int], list[int]]:
         """Unknown puts whose value nobody mentions from some position on: ([position], [the set from there on])."""
-        ends = sorted(
-            (self._last(step.result), step.bit)
-            for step in unknown
-            if step.effect == SET and step.need == NOTHING and self._last(step.result) < NEVER
-        )
+        returned: dict[State, int] = {}
+        for step in self._steps.values():
+            if step.need in (EXACTLY, NOT, EMPTY):
+                state = self.states.empty if step.need == EMPTY else step.argument
+                returned[state] = max(returned.get(state, -1), step.returned)
+        ends: list[tuple[int, int]] = []
+        for step in unknown:
+            if step.effect == SET and step.need == NOTHING and step.result != ABSENT and self._last_mention is not None:
+                ends.append((-1 if step.result == OTHER else returned.get(step.result, -1), step.bit))
+        ends.sort()
         masks, mask = [], 0
         for _, bit in ends:
             mask |= bit
             masks.append(mask)
         return [position for position, _ in ends], masks
 
-    def _last(self, state: State) -> int:
-        """The last position at which an operation can tell this state from others."""
-        if state == ABSENT:
-            return NEVER
-        if state == OTHER:
-            return -1
-        return NEVER if self._last_mention is None else self._last_mention.get(state, -1)
+    def _now(self, state: State, position: int, needed: set[State]) -> State:
+        """The state, or OTHER if no operation that is yet to take effect, or to be called, mentions it (rule 4).
 
-    def _now(self, state: State, position: int) -> State:
-        """The state, or OTHER if it is not mentioned from `position` on (rule 4)."""
-        return OTHER if self._last(state) < position else state
+        Args:
+            needed: the states mentioned by the operations in `must`.
+        """
+        if state <= OTHER or self._last_mention is None or state in needed:
+            return state
+        return state if self._last_mention.get(state, -1) >= position else OTHER
+
+    def _needed(self, must: Iterable[Step]) -> set[State]:
+        return {self.states.empty if step.need == EMPTY else step.argument for step in must if step.need != NOTHING}
 
     def first_states(self) -> list[State]:
         """Every state that the operations can tell from all others."""
@@ -287,14 +310,6 @@ class Search:
 
     def _advance(self, node: Node) -> Node:
         """Go on to the next return of an operation that must or may take effect first, or to the end."""
-        while True:
-            node = self._advance_in_state(node)
-            now = self._now(node.state, node.position)
-            if now == node.state:
-                return node
-            node = self._settle(node._replace(state=now))
-
-    def _advance_in_state(self, node: Node) -> Node:
         position, state, must, may, used, path = node
         events, states, end = self._events, self.states, len(self._events)
         while position < end:
@@ -303,16 +318,18 @@ class Search:
             if returns:
                 if may & bit:
                     break
-            elif not (step.holds(state, states) and step.after(state, states) == state):
-                must |= bit
-                may |= bit
-            elif step.need == NOTHING:
-                may |= bit
-                path = (path, ~step.number)
-            else:
+            elif step.effect == KEEP and step.holds(state, states):
                 path = (path, step.number)
+            else:
+                may |= bit
+                if step.need == NOTHING and step.after(state, states) == state:
+                    path = (path, ~step.number)
+                else:
+                    must |= bit
             position += 1
-        return Node(position, state, must, may, used, path)
+        if position == node.position:
+            return node
+        return self._settle(Node(position, state, must, may, used, path))
 
     def _take(self, node: Node, step: Step) -> Node:
         """`step` takes effect; rules 1 and 2 are applied."""
@@ -325,7 +342,7 @@ class Search:
             may &= ~step.bit
         if step.effect == SET:
             must, path = self._bury(node, step, must, path)
-        return self._settle(Node(position, self._now(after, position), must, may, used, (path, step.number)))
+        return self._settle(Node(position, after, must, may, used, (path, step.number)))
 
     def _bury(self, node: Node, step: Step, must: int, path: Path) -> tuple[int, Path]:
         """Rule 2. Several that fit before `step` alone also fit there together, in any order.
@@ -343,14 +360,20 @@ class Search:
     def _settle(self, node: Node) -> Node:
         """Rule 1, for all running operations."""
         position, state, must, may, used, path = node
+        rest: list[Step] = []
         for step in self._running(must, position):
-            if step.holds(state, self.states) and self._now(step.after(state, self.states), position) == state:
+            if step.effect == KEEP and step.holds(state, self.states):
                 must &= ~step.bit
-                if step.need == NOTHING:
-                    path = (path, ~step.number)
-                else:
-                    may &= ~step.bit
-                    path = (path, step.number)
+                may &= ~step.bit
+                path = (path, step.number)
+            else:
+                rest.append(step)
+        needed = self._needed(rest)
+        state = self._now(state, position, needed)
+        for step in rest:
+            if step.need == NOTHING and self._now(step.after(state, self.states), position, needed) == state:
+                must &= ~step.bit
+                path = (path, ~step.number)
         return Node(position, state, must, may, used, path)
 
     def _running(self, mask: int, position: int) -> Iterator[Step]:
@@ -376,51 +399,79 @@ class Search:
     # -- moves --------------------------------------------------------------------------------------------------------
     def _moves(self, node: Node) -> list[Step]:
         """What may take effect next (rules 3 and 4), the most promising first."""
-        position, state, must, may, _, _ = node
-        states = self.states
-        forced = self._events[position][0]
-        running = sorted(self._running(may, position), key=lambda step: step.returned)
-        obliged = [step for step in running if step.bit & must]
-        appending = [step for step in running if step.effect == APPEND and (step.bit & must or step is forced)]
-        another = any(step.need == NOT and step.argument == state for step in obliged)
-        wanted = None if another or appending else self._wanted(node, running, obliged)
+        now = self._situation(node)
         found: list[Step] = []
         alike: set[tuple[int, State, int, State, str, bool]] = set()
-        for step in running:
-            if not step.holds(state, states):
+        for step in (*now.running, *self._unknown_moves(now)):
+            if not step.holds(node.state, self.states):
                 continue
-            after = self._now(step.after(state, states), position)
-            kind = (step.need, step.argument, step.effect, after, step.data, bool(step.bit & must))
-            if kind in alike:
-                continue
-            useful = step is forced or step.need != NOTHING
-            if useful or self._useful(step, after, node, wanted, another, appending):
+            after = self._now(step.after(node.state, self.states), node.position, now.needed)
+            obliged = not step.optional and step.bit & node.must > 0
+            kind = (step.need, step.argument, step.effect, after, step.data, obliged)
+            if kind not in alike and self._useful(step, after, obliged, now):
                 alike.add(kind)
                 found.append(step)
-        found.sort(key=lambda step: (step.need == NOTHING, step is not forced))
-        for step in self._unknown_moves(node, wanted):
-            after = self._now(step.after(state, states), position)
-            kind = (step.need, step.argument, step.effect, after, step.data, False)
-            if kind not in alike and self._useful(step, after, node, wanted, another, appending):
-                alike.add(kind)
-                found.append(step)
+        # First operations that need just this state, for it may not come again; unknown ones last.
+        found.sort(key=lambda step: (step.optional, step.need == NOTHING, step is not now.forced))
         return found
 
-    def _useful(
-        self, step: Step, after: State, node: Node, wanted: set[State] | None, another: bool, appending: list[Step]
-    ) -> bool:
-        """Whether there is a reason to let this optional operation, or one that needs nothing, take effect now."""
-        if after == node.state:
+    def _situation(self, node: Node) -> _Situation:
+        forced = self._events[node.position][0]
+        running = sorted(self._running(node.may, node.position), key=lambda step: step.returned)
+        obliged = [step for step in running if step.bit & node.must]
+        appending = [step for step in running if step.effect == APPEND and (step.bit & node.must or step is forced)]
+        another = any(step.need == NOT and step.argument == node.state for step in obliged)
+        wanted = None if another or appending else self._wanted(node, running, obliged)
+        return _Situation(node, forced, running, obliged, self._needed(obliged), appending, another, wanted)
+
+    def _useful(self, step: Step, after: State, obliged: bool, now: _Situation) -> bool:
+        """Whether there is a reason to let an operation take effect now (rule 3)."""
+        state = now.node.state
+        if obliged and (step is now.forced or step.need != NOTHING):
+            return True
+        if self._buries_in_time(step, after, now):
+            return True
+        if step is now.forced and after == state:
+            return any(other.need == NOTHING for other in now.obliged)  # its last chance to bury them
+        if after == state:
             return False
-        if wanted is not None:
-            return after in wanted
-        if another or after != OTHER:
+        if step is now.forced:
+            return after != OTHER or self._better_other(now)
+        if now.wanted is not None:
+            return after in now.wanted
+        if now.another or after != OTHER:
             return True
         if step.effect == SET:
             return step.need != NOTHING
         # To append what leads to OTHER matters before another append only if the other order leads elsewhere.
-        append, state = self.states.append, node.state
-        return any(append(append(state, other.data), step.data) != OTHER for other in appending if other is not step)
+        append = self.states.append
+        return any(append(append(state, o.data), step.data) != OTHER for o in now.appending if o is not step)
+
+    def _buries_in_time(self, step: Step, after: State, now: _Situation) -> bool:
+        """Whether something must be buried that what comes next could not bury, though it is possible without `step`:
+        operations that need exactly this state, or append to it."""
+        if step.effect != SET or step.need != NOTHING or after == OTHER:
+            return False
+        if not any(other.need == NOTHING and other is not step for other in now.obliged):
+            return False
+        state, states = now.node.state, self.states
+        guarded = [other for other in now.obliged if other.effect == SET and other.holds(state, states)]
+        if any(other.need == EMPTY and other.holds(after, states) for other in guarded):
+            return True
+        if after != state:
+            return False
+        appends = self._unknown.appends or any(other.effect == APPEND for other in now.running)
+        return bool(appends) or state in self._unknown.swaps_from or any(o.need == EXACTLY for o in guarded)
+
+    def _better_other(self, now: _Situation) -> bool:
+        """Whether OTHER may serve better than this state, and those that puts would have to make instead: only if an
+        operation needs anything but one of these."""
+        if self._last_mention is None:
+            return True
+        states = {now.node.state, *(step.result for step in now.obliged if step.need == NOTHING)}
+        if any(self._last_exclusion.get(state, -1) >= now.node.position for state in states):
+            return True
+        return any(step.need == NOT and step.argument in states for step in now.obliged)
 
     def _wanted(self, node: Node, running: Sequence[Step], obliged: Sequence[Step]) -> set[State]:
         """The states that operations need which must take effect and cannot in this one, and states from which
@@ -456,21 +507,19 @@ class Search:
                 want(*states.before_append(target, data))
         return wanted
 
-    def _unknown_moves(self, node: Node, wanted: set[State] | None) -> Iterator[Step]:
-        """Unknown operations that may take effect and lead to a wanted state (None: to any)."""
-        position, state, _, _, used, _ = node
-        unknown = self._unknown
-        if wanted is None:
-            groups: Iterable[_Group | None] = unknown.groups
-        else:
+    def _unknown_moves(self, now: _Situation) -> Iterator[Step]:
+        """Unknown operations that may lead to a wanted state (to any, if that is None), and those that leave this one."""
+        unknown, state = self._unknown, now.node.state
+        groups: Iterable[_Group | None] = unknown.groups
+        if now.wanted is not None:
             groups = [
-                *(unknown.writes.get(target) for target in wanted),
-                *(group for result, group in unknown.swaps_from.get(state, ()) if result in wanted),
-                *(unknown.appends.get(rest) for t in wanted if (rest := self.states.rest(state, t)) is not None),
+                *(unknown.writes.get(target) for target in (state, *now.wanted)),
+                *(group for result, group in unknown.swaps_from.get(state, ()) if result in now.wanted),
+                *(unknown.appends.get(rest) for t in now.wanted if (rest := self.states.rest(state, t)) is not None),
             ]
         for group in groups:
-            step = group.next(used, position) if group is not None else None
-            if step is not None and step.holds(state, self.states):
+            step = group.next(now.node.used, now.node.position) if group is not None else None
+            if step is not None:
                 yield step
 
     # -- the order ----------------------------------------------------------------------------------------------------
