@@ -13,7 +13,7 @@ taken effect. A configuration is
     used        unknown operations that took effect
 
 Without further thought the number of configurations is exponential in the number of unknown operations and of writes
-that run together. Five rules, none of which loses an answer, keep it small in practice. Let s be the current state; a
+that run together. Six rules, none of which loses an answer, keep it small in practice. Let s be the current state; a
 *completion* of a configuration is an order of operations that takes it to the end of the history.
 
 1  Unchanged. If an operation may take effect in s and leaves s as it is, it takes effect at once: in any completion it
@@ -36,6 +36,9 @@ that run together. Five rules, none of which loses an answer, keep it small in p
 5  Dominated. A configuration is given up if one was visited at the same position and state that had to do no more,
    could do no less, and had used no more unknown operations: it can follow every completion of this one.
 
+6  Hope. A configuration is given up if an operation that must take effect, or one that is yet to be called, needs a
+   state that is not there and that no remaining operation leaves behind.
+
 No recursion; what is visited is kept, so memory grows with the number of configurations that did not lead on.
 """
 
@@ -53,6 +56,7 @@ from zcluster.sim.model import (
     EMPTY,
     EXACTLY,
     KEEP,
+    NEVER_HOLDS,
     NOT,
     NOTHING,
     OTHER,
@@ -178,8 +182,18 @@ class Search:
         unknown = sorted((step for step in self._steps.values() if step.optional), key=lambda step: step.called)
         self._unknown = _Unknown(unknown)
         self._last_mention: dict[State, int] | None = None if prefixes else self._find_last_mentions(mentions)
+        self._makers: dict[State, list[Step]] = {}
+        self._setting: dict[State, list[Step]] = {}
+        self._adding: dict[str, list[Step]] = {}
+        self._last_exact: dict[State, int] = {}
         self._last_exclusion: dict[State, int] = {}
         for step in self._steps.values():
+            if step.effect == SET:
+                self._setting.setdefault(step.result, []).append(step)
+            elif step.effect == APPEND:
+                self._adding.setdefault(step.data, []).append(step)
+            if step.need == EXACTLY and not step.optional:
+                self._last_exact[step.argument] = max(self._last_exact.get(step.argument, -1), step.called)
             if step.need == NOT:
                 self._last_exclusion[step.argument] = max(self._last_exclusion.get(step.argument, -1), step.called)
         self._dead_from, self._dead_masks = self._find_dead(unknown)
@@ -291,15 +305,18 @@ class Search:
             if self._pops % _CLOCK_EVERY == 0 and time.monotonic() > self._deadline:
                 raise OutOfTime
             before, step = stack.pop()
-            node = self._advance(before if step is None else self._take(before, step))
+            after = before if step is None else self._take(before, step)
+            if step is not None and self._lost(before.state, after):
+                continue
+            node = self._advance(after)
             if node.position == len(self._events):
                 return Found(True, self._order(node.path))
-            if self._dominated(node, visited):
-                continue
             if not stuck or node.position > stuck[0].position:
                 stuck = [node]
             elif node.position == stuck[0].position and len(stuck) < _STUCK_KEPT:
                 stuck.append(node)
+            if self._dominated(node, visited) or self._hopeless(node):
+                continue
             stack += [(node, move) for move in reversed(self._moves(node))]
             returning = self._events[node.position][0].bit
             if not node.must & returning:
@@ -395,6 +412,45 @@ class Search:
                 return True
         seen.append((must, may, used, dead_used))
         return False
+
+    # -- hope ---------------------------------------------------------------------------------------------------------
+    def _hopeless(self, node: Node) -> bool:
+        """Rule 6: whether an operation must take effect that needs a state which cannot come any more."""
+        return any(
+            step.need == NEVER_HOLDS
+            or (step.need == EXACTLY and step.argument != node.state and not self._can_come(step.argument, node))
+            for step in self._running(node.must, node.position)
+        )
+
+    def _lost(self, state: State, node: Node) -> bool:
+        """Rule 6: whether a state was left that an operation yet to be called needs, and that cannot come again."""
+        needed = self._last_exact.get(state, -1) >= node.position
+        return needed and state != node.state and not self._can_come(state, node)
+
+    def _can_come(self, state: State, node: Node) -> bool:
+        """Whether an operation that may take effect now or later leaves this state, as far as can be seen at once."""
+        makers = self._makers.get(state)
+        if makers is None:
+            makers = self._makers[state] = self._find_makers(state)
+        for step in makers:
+            if step.optional:
+                if not node.used & step.bit:
+                    return True
+            elif step.called > node.position or (step.returned >= node.position and node.may & step.bit):
+                return True
+            elif step.returned < node.position:
+                return False  # so did all that follow
+        return False
+
+    def _find_makers(self, state: State) -> list[Step]:
+        """All operations that can leave a state: unknown ones first, then the last to return first."""
+        makers = list(self._setting.get(state, ()))
+        if state > OTHER:
+            text = self.states.text(state)
+            for data, steps in self._adding.items():
+                if text.endswith(data):
+                    makers += steps
+        return sorted(makers, key=lambda step: -step.returned)
 
     # -- moves --------------------------------------------------------------------------------------------------------
     def _moves(self, node: Node) -> list[Step]:
