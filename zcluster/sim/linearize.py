@@ -109,8 +109,8 @@ class Found(NamedTuple):
     """What the search found.
 
     If `linearizable`, `order` is a complete order that proves it. If not, `stuck` is an operation that cannot take
-    effect before it returns, whatever the order of all that was called before; `order` is one of the longest that lead
-    there, and `orders` several of those.
+    effect before it returns, whatever the order of all that was called before (or, looking ahead, a return after which
+    some later operation cannot); `order` is one of the longest that lead there, and `orders` several of those.
     """
 
     linearizable: bool
@@ -166,9 +166,13 @@ class Search:
     Args:
         operations: of one key, in any order.
         deadline: of `time.monotonic()`; later the search raises OutOfTime.
+        look_ahead: apply rule 6. Without it the search is slower, but stops only where it has to.
     """
 
-    def __init__(self, operations: Sequence[Operation], deadline: float = float("inf")) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], deadline: float = float("inf"), *, look_ahead: bool = True
+    ) -> None:
+        self._look_ahead = look_ahead
         self._deadline = deadline
         self._pops = 0
         prefixes = any(extends_unseen(o) for o in operations if o.status != "fail")
@@ -280,7 +284,7 @@ class Search:
     def _needed(self, must: Iterable[Step]) -> set[State]:
         return {self.states.empty if step.need == EMPTY else step.argument for step in must if step.need != NOTHING}
 
-    def first_states(self) -> list[State]:
+    def _first_states(self) -> list[State]:
         """Every state that the operations can tell from all others."""
         found = [ABSENT, OTHER, *(self.states.of(text) for text in self._mentioned)]
         seen = set(found)
@@ -294,8 +298,9 @@ class Search:
         return list(dict.fromkeys(found))
 
     # -- the search ---------------------------------------------------------------------------------------------------
-    def run(self, starts: Iterable[State] = (ABSENT,)) -> Found:
-        """Search from each of these states in turn. Raises: OutOfTime."""
+    def run(self, *, from_start: bool = True) -> Found:
+        """Search, from the absent key or (not `from_start`) from every state. Raises: OutOfTime."""
+        starts = (ABSENT,) if from_start else self._first_states()
         visited: dict[tuple[int, State], list[tuple[int, int, int, int]]] = {}
         stuck: list[Node] = []
         stack: list[tuple[Node, Step | None]] = [(Node(0, state, 0, 0, 0, None), None) for state in starts]
@@ -416,7 +421,7 @@ class Search:
     # -- hope ---------------------------------------------------------------------------------------------------------
     def _hopeless(self, node: Node) -> bool:
         """Rule 6: whether an operation must take effect that needs a state which cannot come any more."""
-        return any(
+        return self._look_ahead and any(
             step.need == NEVER_HOLDS
             or (step.need == EXACTLY and step.argument != node.state and not self._can_come(step.argument, node))
             for step in self._running(node.must, node.position)
@@ -424,7 +429,7 @@ class Search:
 
     def _lost(self, state: State, node: Node) -> bool:
         """Rule 6: whether a state was left that an operation yet to be called needs, and that cannot come again."""
-        needed = self._last_exact.get(state, -1) >= node.position
+        needed = self._look_ahead and self._last_exact.get(state, -1) >= node.position
         return needed and state != node.state and not self._can_come(state, node)
 
     def _can_come(self, state: State, node: Node) -> bool:
@@ -593,18 +598,6 @@ class Search:
         return order
 
 
-def find_order(
-    operations: Sequence[Operation], *, start: str | None = None, deadline: float = float("inf")
-) -> Found:
-    """Search for an order of the operations of one key whose value at first is `start` (None: it has none).
-
-    Raises: OutOfTime.
-    """
-    search = Search(operations, deadline)
-    return search.run((search.states.of(start),))
-
-
-def find_order_from_anywhere(operations: Sequence[Operation], deadline: float = float("inf")) -> Found:
-    """The same if nothing is known about the first value. Raises: OutOfTime."""
-    search = Search(operations, deadline)
-    return search.run(search.first_states())
+def find_order(operations: Sequence[Operation], *, deadline: float = float("inf")) -> Found:
+    """Search for an order of the operations of one key, which is absent at first. Raises: OutOfTime."""
+    return Search(operations, deadline).run()
