@@ -61,6 +61,7 @@ from zcluster.sim.model import (
     NOTHING,
     OTHER,
     SET,
+    Latest,
     State,
     States,
     Step,
@@ -177,6 +178,7 @@ class Search:
         self._pops = 0
         prefixes = any(extends_unseen(o) for o in operations if o.status != "fail")
         mentions = [(o, text) for o in operations if o.status != "fail" and (text := mentioned_by(o)) is not None]
+        self._prefixes = prefixes
         self._mentioned = sorted({text for _, text in mentions})
         self.states = States(self._mentioned, prefixes=prefixes)
         made = (make_step(operation, number, self.states) for number, operation in enumerate(operations))
@@ -185,7 +187,7 @@ class Search:
         self._assign_places()
         unknown = sorted((step for step in self._steps.values() if step.optional), key=lambda step: step.called)
         self._unknown = _Unknown(unknown)
-        self._last_mention: dict[State, int] | None = None if prefixes else self._find_last_mentions(mentions)
+        self._last_call, self._last_return = self._find_mentions(mentions)
         self._makers: dict[State, list[Step]] = {}
         self._setting: dict[State, list[Step]] = {}
         self._adding: dict[str, list[Step]] = {}
@@ -243,28 +245,24 @@ class Search:
             self._place_called[place].append(step.called)
             self._place_steps[place].append(step)
 
-    def _find_last_mentions(self, mentions: Sequence[tuple[Operation, str]]) -> dict[State, int]:
-        """State -> the position of the last call of an operation that can tell it from others."""
-        called = {id(step.operation): NEVER if step.optional else step.called for step in self._steps.values()}
-        last: dict[State, int] = {}
+    def _find_mentions(self, mentions: Sequence[tuple[Operation, str]]) -> tuple[Latest, Latest]:
+        """When states are mentioned last: by calls of operations, and by their returns."""
+        steps = {id(step.operation): step for step in self._steps.values()}
+        called, returned = dict.fromkeys(self._mentioned, -1), dict.fromkeys(self._mentioned, -1)
         for operation, text in mentions:
-            if id(operation) in called:
-                state = self.states.of(text)
-                last[state] = max(last.get(state, -1), called[id(operation)])
-        return last
+            step = steps.get(id(operation))
+            if step is not None:
+                called[text] = max(called[text], NEVER if step.optional else step.called)
+                returned[text] = max(returned[text], step.returned)
+        return Latest(self.states, list(called.values())), Latest(self.states, list(returned.values()))
 
     def _find_dead(self, unknown: Sequence[Step]) -> tuple[list[int], list[int]]:
         """Unknown puts whose value nobody mentions from some position on: ([position], [the set from there on])."""
-        returned: dict[State, int] = {}
-        for step in self._steps.values():
-            if step.need in (EXACTLY, NOT, EMPTY):
-                state = self.states.empty if step.need == EMPTY else step.argument
-                returned[state] = max(returned.get(state, -1), step.returned)
-        ends: list[tuple[int, int]] = []
-        for step in unknown:
-            if step.effect == SET and step.need == NOTHING and step.result != ABSENT and self._last_mention is not None:
-                ends.append((-1 if step.result == OTHER else returned.get(step.result, -1), step.bit))
-        ends.sort()
+        ends = sorted(
+            (self._last_return.of(step.result), step.bit)
+            for step in unknown
+            if step.effect == SET and step.need == NOTHING and step.result != ABSENT
+        )
         masks, mask = [], 0
         for _, bit in ends:
             mask |= bit
@@ -277,9 +275,11 @@ class Search:
         Args:
             needed: the states mentioned by the operations in `must`.
         """
-        if state <= OTHER or self._last_mention is None or state in needed:
+        if state <= OTHER or state in needed or self._last_call.of(state) >= position:
             return state
-        return state if self._last_mention.get(state, -1) >= position else OTHER
+        if self._prefixes and any(self.states.rest(state, longer) is not None for longer in needed):
+            return state
+        return OTHER
 
     def _needed(self, must: Iterable[Step]) -> set[State]:
         return {self.states.empty if step.need == EMPTY else step.argument for step in must if step.need != NOTHING}
@@ -527,7 +527,7 @@ class Search:
     def _better_other(self, now: _Situation) -> bool:
         """Whether OTHER may serve better than this state, and those that puts would have to make instead: only if an
         operation needs anything but one of these."""
-        if self._last_mention is None:
+        if self._prefixes:
             return True
         states = {now.node.state, *(step.result for step in now.obliged if step.need == NOTHING)}
         if any(self._last_exclusion.get(state, -1) >= now.node.position for state in states):

@@ -18,7 +18,7 @@ appending to one gives one again. So states are few, and a long value is a place
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -76,6 +76,14 @@ class States:
         first, length = self._places[state]
         return self._texts[first][:length]
 
+    def beginning_with(self, state: State) -> tuple[int, int]:
+        """The mentioned texts, by number in order, that a state other than ABSENT and OTHER may yet become."""
+        first, length = self._places[state]
+        if not self._prefixes:
+            return first, first + 1
+        text = self._texts[first][:length]
+        return first, bisect_right(self._texts, text, lo=first, key=lambda other: other[:length])
+
     def append(self, state: State, data: str) -> State:
         """The state after appending. A missing key counts as empty."""
         if state == OTHER:
@@ -120,6 +128,35 @@ class States:
         if length > size or not self._texts[first].startswith(self._texts[beginning][:length]):
             return None
         return self._texts[first][length:size]
+
+
+class Latest:
+    """The latest of the moments at which texts are mentioned that a state may yet become.
+
+    Args:
+        moments: one for each mentioned text, in their order.
+    """
+
+    _BLOCK: Final = 128
+
+    def __init__(self, states: States, moments: list[int]) -> None:
+        self._states = states
+        self._moments = moments
+        self._blocks = [max(moments[i : i + self._BLOCK]) for i in range(0, len(moments), self._BLOCK)]
+        self._known: dict[State, int] = {OTHER: -1}
+
+    def of(self, state: State) -> int:
+        known = self._known.get(state)
+        if known is None:
+            low, high = self._states.beginning_with(state)
+            first, last = -(-low // self._BLOCK), high // self._BLOCK
+            if first < last:
+                ends = self._moments[low : first * self._BLOCK] + self._moments[last * self._BLOCK : high]
+                known = max(ends + self._blocks[first:last])
+            else:
+                known = max(self._moments[low:high])
+            self._known[state] = known
+        return known
 
 
 @dataclass(slots=True, eq=False)
