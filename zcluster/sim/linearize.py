@@ -202,7 +202,7 @@ class Search:
                 self._last_exact[step.argument] = max(self._last_exact.get(step.argument, -1), step.called)
             if step.need == NOT:
                 self._last_exclusion[step.argument] = max(self._last_exclusion.get(step.argument, -1), step.called)
-        self._dead_from, self._dead_masks = self._find_dead(unknown)
+        self._dead_from, self._dead_masks = self._find_dead()
 
     # -- preparation --------------------------------------------------------------------------------------------------
     def _order_events(self) -> list[tuple[Step, bool]]:
@@ -256,18 +256,28 @@ class Search:
                 returned[text] = max(returned[text], step.returned)
         return Latest(self.states, list(called.values())), Latest(self.states, list(returned.values()))
 
-    def _find_dead(self, unknown: Sequence[Step]) -> tuple[list[int], list[int]]:
-        """Unknown puts whose value nobody mentions from some position on: ([position], [the set from there on])."""
-        ends = sorted(
-            (self._last_return.of(step.result), step.bit)
-            for step in unknown
-            if step.effect == SET and step.need == NOTHING and step.result != ABSENT
-        )
+    def _find_dead(self) -> tuple[list[int], list[int]]:
+        """Unknown puts and appends which, from some position on, give values that nobody mentions, whatever was there:
+        ([position], [the set from there on]). All of them are alike (rule 4)."""
+        ends: list[tuple[int, int]] = []
+        texts = {text: self._last_return.of(self.states.of(text)) for text in self._mentioned}
+        for step in self._steps.values():
+            if not step.optional or step.need != NOTHING or (step.effect == SET and step.result == ABSENT):
+                continue
+            if step.effect == SET:
+                ends.append((self._last_return.of(step.result), step.bit))
+            else:
+                ends.append((max((at for text, at in texts.items() if step.data in text), default=-1), step.bit))
+        ends.sort()
         masks, mask = [], 0
         for _, bit in ends:
             mask |= bit
             masks.append(mask)
         return [position for position, _ in ends], masks
+
+    def _dead(self, position: int) -> int:
+        index = bisect_right(self._dead_from, position - 1)
+        return self._dead_masks[index - 1] if index else 0
 
     def _now(self, state: State, position: int, needed: set[State]) -> State:
         """The state, or OTHER if no operation that is yet to take effect, or to be called, mentions it (rule 4).
@@ -408,8 +418,7 @@ class Search:
 
     def _dominated(self, node: Node, visited: dict[tuple[int, State], list[tuple[int, int, int, int]]]) -> bool:
         """Rule 5; remembers the node if it is not."""
-        index = bisect_right(self._dead_from, node.position - 1)
-        dead = self._dead_masks[index - 1] if index else 0
+        dead = self._dead(node.position)
         must, may, used, dead_used = node.must, node.may, node.used & ~dead, (node.used & dead).bit_count()
         seen = visited.setdefault((node.position, node.state), [])
         for their_must, their_may, their_used, their_dead in seen:
@@ -460,7 +469,7 @@ class Search:
     # -- moves --------------------------------------------------------------------------------------------------------
     def _moves(self, node: Node) -> list[Step]:
         """What may take effect next (rules 3 and 4), the most promising first."""
-        now = self._situation(node)
+        now, dead = self._situation(node), self._dead(node.position)
         found: list[Step] = []
         alike: set[tuple[int, State, int, State, str, bool]] = set()
         for step in (*now.running, *self._unknown_moves(now)):
@@ -469,6 +478,8 @@ class Search:
             after = self._now(step.after(node.state, self.states), node.position, now.needed)
             obliged = not step.optional and step.bit & node.must > 0
             kind = (step.need, step.argument, step.effect, after, step.data, obliged)
+            if step.optional and step.bit & dead:
+                kind = (NOTHING, ABSENT, SET, OTHER, "", False)
             if kind not in alike and self._useful(step, after, obliged, now):
                 alike.add(kind)
                 found.append(step)

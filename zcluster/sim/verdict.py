@@ -26,6 +26,7 @@ from zcluster.sim.linearize import Found, OutOfTime, Search, find_order
 Result = Literal["linearizable", "not_linearizable", "undecided"]
 SHRINK_S_MAX: Final = 20.0
 POSSIBLE_MAX: Final = 5
+NEIGHBOURS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check_history(operations: Sequence[Operation], timeout_s: float = 60.0) -> V
     undecided: set[str] = set()
     for key, group in sorted(groups.items(), key=lambda item: len(item[1])):  # a large one shall not starve small ones
         try:
-            found = find_order(group, deadline=deadline)
+            found = _decide(group, began, deadline)
         except OutOfTime:
             undecided.add(key)
             continue
@@ -94,6 +95,32 @@ def check_history(operations: Sequence[Operation], timeout_s: float = 60.0) -> V
     )
 
 
+def _decide(operations: Sequence[Operation], began: float, deadline: float) -> Found:
+    """Search the whole; if that takes long, look for a contradiction among neighbours first. Raises: OutOfTime.
+
+    In a wrong history with many unknown operations the search must try all that they might have done from the beginning
+    on, while a few operations suffice to show what is wrong.
+    """
+    try:
+        return find_order(operations, deadline=min(deadline, time.monotonic() + (deadline - began) / 10))
+    except OutOfTime:
+        pass
+    alive = sorted((o for o in operations if o.status != "fail"), key=lambda o: o.call)
+    certain = [o for o in alive if o.status == "ok"]
+    for first in range(0, len(certain), NEIGHBOURS // 2):
+        if time.monotonic() > deadline:
+            raise OutOfTime
+        end = _returned(max(certain[first : first + NEIGHBOURS], key=_returned))
+        near, maybe = _since(_until(alive, end), certain[first].call)
+        try:
+            found = _search([*near, *maybe], False, min(deadline, time.monotonic() + 0.5))
+        except OutOfTime:
+            continue
+        if not found.linearizable:
+            return found
+    return find_order(operations, deadline=deadline)
+
+
 def _returned(operation: Operation | None) -> int:
     assert operation is not None and operation.returned is not None
     return operation.returned
@@ -102,7 +129,8 @@ def _returned(operation: Operation | None) -> int:
 # -- the window -------------------------------------------------------------------------------------------------------
 def forget(operation: Operation) -> Operation | None:
     """The operation without its outcome, which may or may not have taken effect; None if it changes nothing anyway."""
-    unchanging = operation.kind == "get" or (
+    same = operation.kind == "cas" and operation.expect == operation.value
+    unchanging = same or operation.kind == "get" or (
         operation.status == "ok" and operation.output is False and operation.kind in ("cas", "delete")
     )
     return None if unchanging else replace(operation, status="unknown", output=None)
@@ -132,7 +160,7 @@ def find_window(operations: Sequence[Operation], found: Found, deadline: float) 
     from_start, certain, maybe = _cut(*_end(alive, _returned(found.stuck), deadline), deadline)
     thin, maybe = _thin(certain, maybe, from_start, deadline)
     # What was forgotten of operations that matter is remembered for the reader: that only asks more.
-    matter = {_name(o) for o in maybe if _concerns(o, thin)}
+    matter = {_name(o) for o in maybe if _concerns(o, thin, certain[-1])}
     thin = [o for o in certain if o in thin or _name(o) in matter]
     maybe = [o for o in maybe if o.status != "ok" and _name(o) not in {_name(kept) for kept in thin}]
     try:
@@ -243,7 +271,7 @@ def _thin(
 
 def _window(certain: list[Operation], maybe: list[Operation], from_start: bool, found: Found) -> Window:
     assert found.stuck is not None
-    shown = {id(o) for o in maybe if o in found.order or _concerns(o, certain)}
+    shown = {id(o) for o in maybe if o in found.order or _concerns(o, certain, found.stuck)}
     first = None if from_start else ANY
     ends = [values_of(order, first)[-1] for order in found.orders]
     return Window(
@@ -259,20 +287,21 @@ def _window(certain: list[Operation], maybe: list[Operation], from_start: bool, 
     )
 
 
-def _concerns(operation: Operation, certain: Sequence[Operation]) -> bool:
-    """Whether what the operation writes is what one of the others looks at."""
-    looked_at: set[str | None] = set()
-    for other in certain:
-        if other.kind == "cas":
-            looked_at.add(other.expect)
-        elif other.kind in ("get", "append") and not isinstance(other.output, bool):
-            looked_at.add(other.output)
-        elif other.kind == "delete" and other.output is False:
-            looked_at.add(None)
+def _concerns(operation: Operation, certain: Sequence[Operation], stuck: Operation) -> bool:
+    """Whether what the operation writes is what one of the others looks at (absence: what `stuck` looks at)."""
+    looked_at = [_looks_at(other) for other in (*certain, stuck)]
     if operation.kind == "append":
-        return any(operation.value is not None and text is not None and operation.value in text for text in looked_at)
+        return any(text is not None and operation.value is not None and operation.value in text for text in looked_at)
     written = None if operation.kind == "delete" else operation.value
+    if written is None:
+        return _looks_at(stuck) is None and (stuck.kind in ("get", "cas") or stuck.output is False)
     return written in looked_at
+
+
+def _looks_at(operation: Operation) -> str | None:
+    if operation.kind == "cas":
+        return operation.expect
+    return operation.output if isinstance(operation.output, str) else None
 
 
 # -- values, as text --------------------------------------------------------------------------------------------------
