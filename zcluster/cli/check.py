@@ -145,7 +145,9 @@ def window_lines(window: Window) -> list[str]:
     from zcluster.sim.verdict import describe, explanation, span_text
 
     count = len(window.operations)
-    lines = [f"Key {window.key!r}: no order explains {'this operation' if count == 1 else f'these {count} operations'}."]
+    lines = [
+        f"Key {window.key!r}: no order explains {'this operation' if count == 1 else f'these {count} operations'}."
+    ]
     shown = sorted([*window.operations, *window.maybe], key=lambda o: o.call)
     begin = shown[0].call
     place = {operation.line: number for number, operation in enumerate(window.order, 1)}

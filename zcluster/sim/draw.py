@@ -154,5 +154,7 @@ def _order(window: Window) -> str:
     for number, (operation, value) in enumerate(zip(window.order, window.values[1:], strict=True), 1):
         items.append(f"<li><b>{number}</b> {escape(describe(operation))} <small>client {operation.client}</small></li>")
         items.append(f'<li class="value">→ {escape(value)}</li>')
-    items.append(f'<li class="stuck">✗ {escape(describe(window.stuck))} <small>client {window.stuck.client}</small></li>')
+    items.append(
+        f'<li class="stuck">✗ {escape(describe(window.stuck))} <small>client {window.stuck.client}</small></li>'
+    )
     return f"<ol>{''.join(items)}</ol>"

@@ -221,9 +221,7 @@ class Recorder:
         self._finished: list[Operation] = []
         self._open: dict[Call, None] = {}
 
-    def call(
-        self, client: int, kind: Kind, key: str, *, value: str | None = None, expect: str | None = None
-    ) -> Call:
+    def call(self, client: int, kind: Kind, key: str, *, value: str | None = None, expect: str | None = None) -> Call:
         """An operation is about to be sent. Exactly one method of the result must tell how it ended."""
         with self._lock:
             started = Call(self, client, kind, key, value, expect, self._now())

@@ -574,7 +574,9 @@ class Search:
             if target <= OTHER:
                 continue
             endings = (states.ending(target, length) for length in unknown.append_lengths)
-            called = [data for data in endings if data in unknown.appends and unknown.appends[data].next(used, position)]
+            called = [
+                data for data in endings if data in unknown.appends and unknown.appends[data].next(used, position)
+            ]
             for data in appends + called:
                 want(*states.before_append(target, data))
         return wanted

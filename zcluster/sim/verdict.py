@@ -130,8 +130,10 @@ def _returned(operation: Operation | None) -> int:
 def forget(operation: Operation) -> Operation | None:
     """The operation without its outcome, which may or may not have taken effect; None if it changes nothing anyway."""
     same = operation.kind == "cas" and operation.expect == operation.value
-    unchanging = same or operation.kind == "get" or (
-        operation.status == "ok" and operation.output is False and operation.kind in ("cas", "delete")
+    unchanging = (
+        same
+        or operation.kind == "get"
+        or (operation.status == "ok" and operation.output is False and operation.kind in ("cas", "delete"))
     )
     return None if unchanging else replace(operation, status="unknown", output=None)
 
@@ -140,9 +142,7 @@ def forget_all(operations: Sequence[Operation]) -> list[Operation]:
     return [forgotten for operation in operations if (forgotten := forget(operation)) is not None]
 
 
-def _search(
-    operations: Sequence[Operation], from_start: bool, deadline: float, *, look_ahead: bool = True
-) -> Found:
+def _search(operations: Sequence[Operation], from_start: bool, deadline: float, *, look_ahead: bool = True) -> Found:
     return Search(operations, deadline, look_ahead=look_ahead).run(from_start=from_start)
 
 
@@ -236,7 +236,9 @@ def _end(alive: Sequence[Operation], reached: int, deadline: float) -> Part:
     return _until(alive, returns[-1 if index is None else index])
 
 
-def _cut(certain: list[Operation], maybe: list[Operation], deadline: float) -> tuple[bool, list[Operation], list[Operation]]:
+def _cut(
+    certain: list[Operation], maybe: list[Operation], deadline: float
+) -> tuple[bool, list[Operation], list[Operation]]:
     """The latest beginning from which there is still no order: (from the start, operations, those that may be)."""
 
     def fails(count: int) -> bool:
@@ -264,7 +266,7 @@ def _thin(
                 certain, maybe, changed = rest, weaker, True
             else:
                 position += size
-        if size == 1 and not changed or time.monotonic() >= deadline:
+        if (size == 1 and not changed) or time.monotonic() >= deadline:
             return certain, maybe
         size = max(1, size // 2)
 
@@ -313,7 +315,7 @@ ANY: Final = _Any()
 TEXT_MAX: Final = 32
 
 
-def quoted(value: str | None | _Any, size_max: int = TEXT_MAX) -> str:
+def quoted(value: str | _Any | None, size_max: int = TEXT_MAX) -> str:
     """A value as people read it; a long one without its middle.
 
     >>> quoted("a"), quoted(None), quoted("0123456789" * 9, 20)
@@ -330,7 +332,7 @@ def quoted(value: str | None | _Any, size_max: int = TEXT_MAX) -> str:
     return f'"{plain}"'
 
 
-def values_of(order: Sequence[Operation], first: str | None | _Any) -> list[str]:
+def values_of(order: Sequence[Operation], first: str | _Any | None) -> list[str]:
     """The value before an order and after each of its operations, as text."""
     value = first
     values = [quoted(value)]
@@ -340,7 +342,7 @@ def values_of(order: Sequence[Operation], first: str | None | _Any) -> list[str]
     return values
 
 
-def _after(operation: Operation, before: str | None | _Any) -> str | None | _Any:
+def _after(operation: Operation, before: str | _Any | None) -> str | _Any | None:
     known = operation.status == "ok"
     match operation.kind:
         case "get":
