@@ -113,7 +113,8 @@ def _window_fields(window: Window) -> dict[str, Any]:
 # -- for people -------------------------------------------------------------------------------------------------------
 def verdict_lines(verdict: Verdict) -> list[str]:
     facts = (
-        f"{verdict.operations:,} operations · {verdict.clients} clients · {verdict.keys} keys · "
+        f"{verdict.operations:,} operations · {verdict.clients} clients · "
+        f"{verdict.keys} {'key' if verdict.keys == 1 else 'keys'} · "
         f"{seconds_text(verdict.seconds)}"
     )
     if verdict.result == "linearizable":

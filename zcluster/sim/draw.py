@@ -21,6 +21,9 @@ LANE: Final = 58.0
 BAR: Final = 20.0
 LEFT: Final = 96.0
 TOP: Final = 18.0
+WIDTH: Final = 1130.0
+"""Of a small picture, which is stretched to it; others are wider."""
+STRETCH_MAX: Final = 4.0
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2330; --soft: #667085; --line: #e3e7ee; --lane: #f7f9fc;
@@ -36,7 +39,8 @@ svg { display: block; } svg text { font: 12px ui-monospace, "DejaVu Sans Mono", 
 svg .client { font: 600 13px system-ui, "DejaVu Sans", sans-serif; } svg .number { fill: #fff; font-weight: 700; }
 svg .axis { fill: var(--soft); font-size: 11px; }
 ol { list-style: none; display: flex; flex-wrap: wrap; gap: 8px; padding: 0; margin: 0; align-items: center; }
-li { border-radius: 8px; padding: 5px 11px; background: var(--chip); font: 13px ui-monospace, "DejaVu Sans Mono", monospace; }
+li { border-radius: 8px; padding: 5px 11px; background: var(--chip);
+  font: 13px ui-monospace, "DejaVu Sans Mono", monospace; }
 li.value { background: none; padding: 5px 2px; color: var(--soft); }
 li.stuck { background: var(--bad-soft); color: var(--bad); font-weight: 700; outline: 1.5px solid var(--bad); }
 li small { color: var(--soft); }
@@ -73,7 +77,7 @@ def _claim(window: Window) -> str:
 
 # -- the lanes --------------------------------------------------------------------------------------------------------
 def _bars(shown: Sequence[Operation]) -> tuple[list[_Bar], list[int], int]:
-    """(bars, the client of each lane, how many moments there are). Operations of a client that overlap get a lane each."""
+    """(bars, the client of each lane, how many moments there are). Operations that overlap get lanes of their own."""
     moments = sorted({o.call for o in shown} | {o.returned for o in shown if o.returned is not None})
     rank = {moment: number for number, moment in enumerate(moments)}
     lanes: list[int] = []
@@ -104,13 +108,15 @@ def _places(bars: Sequence[_Bar], moments: int) -> list[float]:
     for number in range(1, moments):
         least = [places[earlier] + distance for earlier, distance in after.get(number, ())]
         places[number] = max([places[number - 1] + STEP, *least])
-    return places
+    used = places[-1] - places[0]
+    stretch = min(STRETCH_MAX, max(1.0, (WIDTH - 2 * LEFT - 60) / used)) if used else 1.0
+    return [places[0] + (place - places[0]) * stretch for place in places]
 
 
 def _picture(window: Window, shown: Sequence[Operation]) -> str:
     bars, lanes, moments = _bars(shown)
     places = _places(bars, moments)
-    width = max(places[-1] + 60, *(places[b.first] + len(describe(b.operation)) * CHARACTER + 24 for b in bars))
+    width = max(WIDTH, places[-1] + 60, *(places[b.first] + len(describe(b.operation)) * CHARACTER + 24 for b in bars))
     height = TOP + len(lanes) * LANE + 14
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" role="img">']
     for number, client in enumerate(lanes):
@@ -125,8 +131,8 @@ def _picture(window: Window, shown: Sequence[Operation]) -> str:
         stuck = bar.operation is window.stuck or bar.operation == window.stuck
         end = width - 10 if bar.last is None else places[bar.last]
         y = TOP + bar.lane * LANE
-        number = numbers.get(id(bar.operation))
-        parts.append(_bar(bar.operation, places[bar.first], end, y, number, stuck, span_text(bar.operation, begin)))
+        place = numbers.get(id(bar.operation))
+        parts.append(_bar(bar.operation, places[bar.first], end, y, place, stuck, span_text(bar.operation, begin)))
     parts.append("</svg>")
     return "".join(parts)
 
@@ -143,8 +149,7 @@ def _bar(operation: Operation, x: float, end: float, y: float, number: int | Non
         f"<g><title>{escape(where)}</title>"
         f'<text x="{x:.1f}" y="{y + 19:.1f}"{weight}>{escape(describe(operation))}{"" if sure else " ?"}</text>'
         f'<rect x="{x:.1f}" y="{y + 26:.1f}" width="{max(end - x, 6):.1f}" height="{BAR}" rx="5" {look}/>'
-        f'<text class="number" x="{(x + min(end, x + 40)) / 2:.1f}" y="{y + 40.5:.1f}" text-anchor="middle"{mark_style}>'
-        f"{mark}</text></g>"
+        f'<text class="number" x="{(x + end) / 2:.1f}" y="{y + 40.5:.1f}" text-anchor="middle"{mark_style}>{mark}</text></g>'
     )
 
 

@@ -86,8 +86,8 @@ def parse_history(lines: Iterable[str | bytes]) -> list[Operation]:
 def parse_operation(text: str | bytes, line: int = 0) -> Operation:
     """One line of a history.
 
-    >>> parse_operation('{"client": 1, "op": "get", "key": "k", "output": null, "call": 3, "return": 4, "status": "ok"}')
-    Operation(client=1, kind='get', key='k', call=3, returned=4, status='ok', value=None, expect=None, output=None, line=0)
+    >>> parse_operation('{"client": 1, "op": "put", "key": "k", "value": "v", "call": 3, "status": "unknown"}').value
+    'v'
 
     Raises: BadHistory, which names the line and the field.
     """

@@ -582,7 +582,7 @@ class Search:
         return wanted
 
     def _unknown_moves(self, now: _Situation) -> Iterator[Step]:
-        """Unknown operations that may lead to a wanted state (to any, if that is None), and those that leave this one."""
+        """Unknown operations that may lead to a wanted state (to any, if that is None), or that leave this one."""
         unknown, state = self._unknown, now.node.state
         groups: Iterable[_Group | None] = unknown.groups
         if now.wanted is not None:

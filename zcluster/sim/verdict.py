@@ -10,7 +10,7 @@ neither has the history:
 * operations are forgotten one after the other: those that change nothing altogether, of others the outcome, and
   whether they took effect.
 
-Those left that only may have taken effect, and write what nothing in the window looks at, are not shown; their number is.
+Those left that only may have taken effect, and write what nothing in the window looks at, are counted, not shown.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ Part = tuple[list[Operation], list[Operation]]
 
 def _until(operations: Sequence[Operation], end: int) -> Part:
     """What is known at a moment: the outcome of what has returned, and that the rest may have taken effect."""
-    certain, rest = [], []
+    certain: list[Operation] = []
+    rest: list[Operation] = []
     for operation in operations:
         if operation.call <= end:
             (certain if operation.status == "ok" and _returned(operation) <= end else rest).append(operation)
@@ -397,8 +398,8 @@ def needs(operation: Operation) -> str:
 def duration_text(ns: int) -> str:
     """About three figures.
 
-    >>> duration_text(0), duration_text(12), duration_text(34_500), duration_text(1_200_000), duration_text(2_500_000_000)
-    ('0', '12ns', '34.5µs', '1.2ms', '2.5s')
+    >>> duration_text(0), duration_text(12), duration_text(34_500), duration_text(2_500_000_000)
+    ('0', '12ns', '34.5µs', '2.5s')
     """
     if ns == 0:
         return "0"

@@ -32,7 +32,9 @@ def get(output: str | None, call: int, returned: int) -> Operation:
     return operation("get", (call, returned), output)
 
 
-def cas(expect: str | None, value: str | None, call: int, returned: int | None, output: bool | None = None) -> Operation:
+def cas(
+    expect: str | None, value: str | None, call: int, returned: int | None, output: bool | None = None
+) -> Operation:
     return operation("cas", (call, returned), output, expect=expect, value=value)
 
 
