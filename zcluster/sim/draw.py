@@ -21,7 +21,7 @@ LANE: Final = 58.0
 BAR: Final = 20.0
 LEFT: Final = 96.0
 TOP: Final = 18.0
-WIDTH: Final = 1130.0
+WIDTH: Final = 1178.0
 """Of a small picture, which is stretched to it; others are wider."""
 STRETCH_MAX: Final = 4.0
 
@@ -72,7 +72,8 @@ def _claim(window: Window) -> str:
     count = len(window.operations)
     what = "this operation" if count == 1 else f"these {count} operations"
     start = "from the absent key at the beginning" if window.from_start else "whatever the value was before"
-    return f"No order of {what} that respects time explains the answers, {start}."
+    dashed = " Dashed: may have taken effect at any time after its call, or never." if window.maybe else ""
+    return f"No order of {what} that respects time explains the answers, {start}.{dashed}"
 
 
 # -- the lanes --------------------------------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def _picture(window: Window, shown: Sequence[Operation]) -> str:
     begin = shown[0].call
     for bar in bars:
         stuck = bar.operation is window.stuck or bar.operation == window.stuck
-        end = width - 10 if bar.last is None else places[bar.last]
+        end = width + 12 if bar.last is None else places[bar.last]
         y = TOP + bar.lane * LANE
         place = numbers.get(id(bar.operation))
         parts.append(_bar(bar.operation, places[bar.first], end, y, place, stuck, span_text(bar.operation, begin)))
@@ -149,7 +150,8 @@ def _bar(operation: Operation, x: float, end: float, y: float, number: int | Non
         f"<g><title>{escape(where)}</title>"
         f'<text x="{x:.1f}" y="{y + 19:.1f}"{weight}>{escape(describe(operation))}{"" if sure else " ?"}</text>'
         f'<rect x="{x:.1f}" y="{y + 26:.1f}" width="{max(end - x, 6):.1f}" height="{BAR}" rx="5" {look}/>'
-        f'<text class="number" x="{(x + end) / 2:.1f}" y="{y + 40.5:.1f}" text-anchor="middle"{mark_style}>{mark}</text></g>'
+        f'<text class="number" x="{(x + end) / 2:.1f}" y="{y + 40.5:.1f}" text-anchor="middle"{mark_style}>'
+        f"{mark}</text></g>"
     )
 
 
