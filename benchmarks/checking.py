@@ -22,7 +22,7 @@ from zcluster.sim.verdict import check_history
 TARGET_S = 5.0
 FAIRNESS = (
     "histories of a correct store with random delays; wrong ones have one late read that gives a much older value",
-    "parsing is not counted; a wrong history is also shrunk to its smallest window, which is not counted either",
+    "parsing is not counted, nor is shrinking a wrong history to its smallest window",
 )
 MIXES: dict[str, dict[str, Any]] = {
     "all kinds, 5 keys": {"keys": 5},
