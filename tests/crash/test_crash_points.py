@@ -58,7 +58,7 @@ def distinct(states: Iterator[tuple[int, Image]], life: Life) -> Iterator[tuple[
 
 def essence(found: RecoveredStore) -> tuple[object, ...]:
     state = (found.hard_state, found.incarnation, found.repair, found.wiped)
-    return (*state, found.entries, found.checkpoint, found.suspect_tail)
+    return (*state, found.entries, found.checkpoint, found.suspect_after)
 
 
 def examine(image: Image, life: Life, moment: Moment, *, exact: bool) -> RecordingDisk:
@@ -66,7 +66,7 @@ def examine(image: Image, life: Life, moment: Moment, *, exact: bool) -> Recordi
     disk = RecordingDisk(image)
     found = reopen(disk, moment)
     life.check(found, exact=exact, moment=moment)
-    assert not (exact and found.suspect_tail)
+    assert not exact or found.suspect_after is None
     assert essence(reopen(RecordingDisk(disk.now()), moment)) == essence(found)
     if disk.trace:
         assert essence(reopen(RecordingDisk(disk.durable()), moment)) == essence(found)

@@ -1,7 +1,12 @@
-"""`identity.json`: whose data a directory holds. Written once, atomically, as the last step of a creation."""
+"""`identity.json`: whose data a directory holds. Written once, atomically, as the last step of a creation.
+
+Readable by people, and refused after any change, be it a single bit: the last member is a checksum of the others, and
+the whole text must be the one that `write_identity` writes.
+"""
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -35,17 +40,21 @@ def check_identity(found: Identity, expected: Identity, directory: Path) -> None
 def read_identity(disk: Disk, directory: Path) -> Identity:
     """Raises: Corrupt, OSError."""
     path = directory / IDENTITY
+    data = disk.read(path)
     try:
-        return msgspec.json.decode(disk.read(path), type=Identity)
+        identity = msgspec.json.decode(data, type=Identity)
     except wire.DecodeError as error:
         raise Corrupt(path, 0, f"unreadable: {error}") from error
+    if identity.format <= STORE_FORMAT and data != _text(identity):  # a newer one may well look different
+        raise Corrupt(path, 0, "its checksum does not fit")
+    return identity
 
 
 def write_identity(disk: Disk, directory: Path, identity: Identity) -> None:
     """Temporary file, sync, rename, sync of the directory."""
     path = directory / IDENTITY
     temporary = directory / IDENTITY_TEMPORARY
-    data = msgspec.json.format(msgspec.json.encode(identity), indent=2) + b"\n"
+    data = _text(identity)
     handle = disk.open(temporary, create=True)
     try:
         disk.truncate(handle, 0)
@@ -55,3 +64,9 @@ def write_identity(disk: Disk, directory: Path, identity: Identity) -> None:
         disk.close(handle)
     disk.rename(temporary, path)
     disk.fsync_directory(directory)
+
+
+def _text(identity: Identity) -> bytes:
+    members = msgspec.structs.asdict(identity)
+    members["crc32"] = zlib.crc32(msgspec.json.encode(identity))
+    return msgspec.json.format(msgspec.json.encode(members), indent=2) + b"\n"

@@ -14,7 +14,7 @@ from zcluster.types import Configuration, Entry, HardState, Identity, SnapshotMe
 ROOT = Path("/data/n1")
 WAL = ROOT / "wal"
 CHECKPOINTS = ROOT / "checkpoints"
-IDENTITY = Identity(1, "cluster-a", 1, "raft")
+IDENTITY = Identity(1, "cluster-a", 1, "raft", (1, 2, 3))
 SEGMENT = 4096
 
 
