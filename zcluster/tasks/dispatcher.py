@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from zcluster.tasks.policy import Policy
-from zcluster.tasks.protocol import CHUNK, LOST, NO_RERUN, RESUBMITTED, Function, TaskId
+from zcluster.tasks.protocol import ANSWERED, CHUNK, LOST, NO_RERUN, RESUBMITTED, Function, TaskId
 from zcluster.tasks.records import Actions, Client, Segments, Task, ToClient, ToWorker, Worker, size_bytes
 from zcluster.types import MS, NEVER, Nanoseconds
 
@@ -34,6 +34,7 @@ PREFETCH_NS: Final = 2 * MS
 PREFETCH_MAX: Final = 128
 SHORT_NS: Final = 1 * MS
 STUCK_NS: Final = 5 * MS
+REPEAT_NS: Final = 5 * MS
 REPORT_WAIT_NS: Final = 3_000 * MS
 GRANT_MAX: Final = 4096
 ORPHANS_MAX: Final = 10_000
@@ -74,6 +75,8 @@ class Dispatcher:
         self._strays: dict[TaskId, Worker] = {}  # reported by a worker, not yet submitted again
         self._orphans: OrderedDict[TaskId, tuple[int, bytes, Segments]] = OrderedDict()
         self._orphan_bytes = 0
+        self._repeating: dict[int, Client] = {}  # those whose results wait for `_repeat_at`
+        self._repeat_at: Nanoseconds = NEVER
 
     # -- clients ------------------------------------------------------------------------------------------------------
     def client_joined(self, number: int) -> None:
@@ -272,7 +275,7 @@ class Dispatcher:
         for (client_id, number, status, payload, nanoseconds, _), parts in zip(results, segments, strict=False):
             task = worker.assigned.pop((client_id, number), None)
             if task is None:
-                self._late_result((client_id, number), status, payload, parts)
+                self._late_result((client_id, number), status & ~ANSWERED, payload, parts)
                 continue
             worker.done += 1
             worker.work -= task.expected
@@ -280,9 +283,12 @@ class Dispatcher:
                 self._measure(task, nanoseconds)
             if task.client is not None:
                 task.worker = None
-                self._finish(task, status, payload, parts)
+                if status & ANSWERED:
+                    self._finish(task, status & ~ANSWERED, payload, parts, known=True)
+                else:
+                    self._finish(task, status, payload, parts)
             elif self._strays.pop((client_id, number), None) is not None:
-                self._keep_orphan((client_id, number), status, payload, parts)
+                self._keep_orphan((client_id, number), status & ~ANSWERED, payload, parts)
         for client_id, number, returned in recalled:
             self._recalled(worker, (client_id, number), returned)
         worker.silent = False
@@ -426,7 +432,8 @@ class Dispatcher:
         self._queue.extendleft(reversed(tasks))
         self.queued += len(tasks)
 
-    def _finish(self, task: Task, status: int, payload: bytes, parts: Segments) -> None:
+    def _finish(self, task: Task, status: int, payload: bytes, parts: Segments, known: bool = False) -> None:
+        """known: the client has probably got the result already, so that telling it may wait for company."""
         client = task.client
         assert client is not None and task.worker is None
         del client.tasks[task.number]
@@ -439,8 +446,10 @@ class Dispatcher:
             client.results.append((task.number, status, payload, len(parts)))
             client.segments += parts
         self.done_total += 1
-        if not client.dirty:
+        if not known:
             self._mark_client(client)
+        elif not client.dirty:
+            self._repeating[client.id] = client
 
     def _mark_client(self, client: Client) -> None:
         if not client.dirty:
@@ -494,6 +503,8 @@ class Dispatcher:
             self._recall_stuck(now)
         if self._thirsty:
             self._grant()
+        if self._repeating and self._repeat_at == NEVER:
+            self._repeat_at = now + REPEAT_NS
         actions = Actions()
         for worker in self._dirty_workers:
             worker.dirty = False
@@ -596,6 +607,11 @@ class Dispatcher:
     # -- time ---------------------------------------------------------------------------------------------------------
     def deadline(self, now: Nanoseconds) -> None:
         """`next_deadline()` has passed; `take` does what is due except for this."""
+        if now >= self._repeat_at:
+            self._repeat_at = NEVER
+            for client in self._repeating.values():
+                self._mark_client(client)
+            self._repeating = {}
         if now >= self._report_deadline:
             self._report_deadline = NEVER
             running = {r for r in self._expected.values() if r is not None}
@@ -605,7 +621,7 @@ class Dispatcher:
 
     def next_deadline(self) -> Nanoseconds:
         """When to call `deadline` and `take` even if nothing happens."""
-        due = self._report_deadline
+        due = min(self._report_deadline, self._repeat_at)
         if self._deep and not self.queued and self._idle.pick() is not None:
             for worker in self._deep.values():
                 if not worker.recalling:

@@ -18,14 +18,18 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final, Protocol
+
+import zmq
 
 from zcluster.client.channel import Channel
 from zcluster.config import CLIENT, ClusterSpec
 from zcluster.errors import Closed, Conflict, Error
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
+from zcluster.tasks.direct import answers_endpoint
 from zcluster.tasks.execute import run
 from zcluster.tasks.payload import Segments
 from zcluster.transport.liveness import start_ticks
@@ -33,6 +37,7 @@ from zcluster.transport.sockets import Security
 from zcluster.types import MS, NEVER, Nanoseconds
 
 ROUTER: Final = 0
+ANSWERS: Final = 1
 TASKS_PER_FRAME: Final = 256
 GATHER: Final = 64
 GATHER_NS: Final = MS // 2
@@ -101,6 +106,7 @@ class Link:
         self._flush_at: Nanoseconds = NEVER
         self._cancels: dict[int, bool | None] = {}  # number -> answer
         self._farewell = False
+        self._direct = 0
         self.channel = Channel(
             {ROUTER: spec.endpoint("router", CLIENT)},
             Security.load(spec),
@@ -110,8 +116,21 @@ class Link:
             on_writable=lambda _: None,
             probe=True,
             message_bytes_max=p.MESSAGE_BYTES_MAX,
+            quick=self._few,
         )
+        self._listen()
         self.channel.kick()
+
+    def _few(self) -> bool:
+        """So few tasks are on the way that somebody probably waits for each."""
+        return len(self.calls) <= self.workers
+
+    def _listen(self) -> None:
+        endpoint = answers_endpoint(self.spec, self.id)
+        if endpoint is not None:
+            with suppress(zmq.ZMQError):  # then answers come through the router
+                self.channel.listen(ANSWERS, endpoint)
+                self._direct = p.DIRECT
 
     # -- putting ------------------------------------------------------------------------------------------------------
     def wait_for_room(self) -> None:
@@ -153,7 +172,7 @@ class Link:
             while outbox and self._connected and self._granted > self._submitted:
                 count = min(len(outbox), TASKS_PER_FRAME, self._granted - self._submitted)
                 batch = [outbox.popleft() for _ in range(count)]
-                if not self._send_calls(batch, 0):
+                if not self._send_calls(batch, self._direct if self._few() else 0):
                     outbox.extendleft(reversed(batch))
                     return
                 self._submitted += count
@@ -209,6 +228,8 @@ class Link:
             return  # not from our router
         if kind == p.NEWS:
             self._news(body, segments)
+        elif kind == p.ANSWER:
+            self._result(body, None)
         elif kind == p.WHO:
             if self.closed:
                 self._farewell = True
@@ -219,12 +240,8 @@ class Link:
             self._fail_all(self.refused)
 
     def _news(self, news: p.News, segments: Iterable[Segments]) -> None:
-        calls, uses = self.calls, self._uses
-        for (number, status, data, _), parts in zip(news.results, segments, strict=False):
-            call = calls.pop(number, None)
-            if call is not None:
-                uses[call.function.digest] -= 1
-                call.settle(status, data, parts)
+        for result, parts in zip(news.results, segments, strict=False):
+            self._result(result, parts)
         for number, cancelled in news.cancelled:
             self._cancel_answered(number, cancelled)
         self._granted = max(self._granted, news.granted)
@@ -233,6 +250,12 @@ class Link:
         if self.outbox:
             self.flush()
         self._count_room()
+
+    def _result(self, result: tuple[int, int, bytes, int], segments: Segments) -> None:
+        call = self.calls.pop(result[0], None)
+        if call is not None:  # else it came before, from the worker
+            self._uses[call.function.digest] -= 1
+            call.settle(result[1], result[2], segments)
 
     def _count_room(self) -> None:
         """With a connection, what was granted; without one, what the queue holds, since it is empty then."""

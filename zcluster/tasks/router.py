@@ -31,12 +31,14 @@ from zmq.backend import Socket as RawSocket
 from zcluster import wire
 from zcluster.config import CLIENT, WORKER, ClusterSpec, load_spec
 from zcluster.tasks import protocol as p
+from zcluster.tasks.direct import remove_endpoint
 from zcluster.tasks.dispatcher import Dispatcher
 from zcluster.tasks.peers import ClientPeer, Message, WorkerPeer
 from zcluster.tasks.policy import make_policy
 from zcluster.tasks.records import Segments, ToClient, ToWorker
 from zcluster.tasks.word import SUFFIX, WordReader, word_path
 from zcluster.transport.liveness import ProcessWatch, exit_with_owner
+from zcluster.transport.patience import Patience
 from zcluster.transport.sockets import Security, make_socket, serve_authentication
 from zcluster.transport.wakeup import Wakeup
 from zcluster.types import MS, NEVER, Nanoseconds
@@ -51,9 +53,6 @@ VERDICT_NS: Final = 20 * MS
 """Time for whoever killed a worker on purpose to say so (`word.spare`)."""
 GONE_NS: Final = 10_000 * MS
 """A client without a connection for so long, while there is something to tell it, has closed its pool."""
-LOOK_NS: Final = 200_000
-SHORT_SLEEP_NS: Final = 500_000
-LUCK_MAX: Final = 8
 SWITCH_INTERVAL_S: Final = 0.0005
 # The plain calls, with plain integers: the convenience layer above them costs more than they do.
 _raw_send: Final[Any] = RawSocket.send
@@ -86,8 +85,7 @@ class Router:
         self.incarnation = random.SystemRandom().getrandbits(63)
         self.dropped_garbage = 0
         self._stopping = False
-        self._luck = 0
-        self._processors = len(os.sched_getaffinity(0))
+        self._patience = Patience()
         self._touched = False  # something was sent outside the usual order
         self._rate = 0.0
         self._rate_done = 0
@@ -158,9 +156,8 @@ class Router:
     def run(self) -> None:
         client_fd, worker_fd = self._client_fd, self._worker_fd
         while not self._stopping:
-            wait_ns = 0 if self._clients_unread or self._workers_unread else self._next_moment() - time.monotonic_ns()
-            if wait_ns > 0:
-                for fd, _ in self._wait(wait_ns):
+            if not (self._clients_unread or self._workers_unread):
+                for fd, _ in self._wait():
                     if fd == client_fd:
                         self._clients_unread = True
                     elif fd == worker_fd:
@@ -172,23 +169,15 @@ class Router:
             self.turn()
         self.close()
 
-    def _wait(self, wait_ns: int) -> list[tuple[int, int]]:
-        """Sleep until something comes. While a caller waits for one short task after the other, look for a moment
-        before sleeping: waking up takes longer than what we wait for. Luck decides whether that pays."""
-        poll, now_ns = self._epoll.poll, time.monotonic_ns
-        began = now_ns()
-        if self._luck > 0 and len(self.dispatcher.occupied) <= 1:
-            until = began + min(wait_ns, LOOK_NS)
-            while now_ns() < until:
-                ready = poll(0)
-                if ready:
-                    self._luck = min(LUCK_MAX, self._luck + 1)
-                    return ready
-            self._luck -= 2
-        ready = poll(wait_ns / 1e9)
-        if now_ns() - began < SHORT_SLEEP_NS and self._processors > 1:
-            self._luck = min(LUCK_MAX, self._luck + 1)
-        return ready
+    def _wait(self) -> list[tuple[int, int]]:
+        """Sleep until something comes or is due; while there is one short task after the other, rather look."""
+        now = time.monotonic_ns()
+        wait_ns = self._next_moment() - now
+        if wait_ns <= 0:
+            return []
+        if len(self.dispatcher.occupied) <= 1:
+            return self._patience.poll(self._epoll, wait_ns, now)
+        return self._epoll.poll(wait_ns / 1e9)
 
     def turn(self) -> None:
         """Receive, decide, send."""
@@ -331,6 +320,7 @@ class Router:
         self._client_of.pop(peer.identity, None)
         self._clients.pop(peer.number, None)
         self.dispatcher.client_gone(peer.number)
+        remove_endpoint(self.spec, peer.number)
 
     def _to_client(self, share: ToClient) -> None:
         peer = self._clients[share.client]
