@@ -175,7 +175,7 @@ class Router:
         wait_ns = self._next_moment() - now
         if wait_ns <= 0:
             return []
-        if len(self.dispatcher.occupied) <= 1:
+        if self.dispatcher.occupied <= 1:
             return self._patience.poll(self._epoll, wait_ns, now)
         return self._epoll.poll(wait_ns / 1e9)
 

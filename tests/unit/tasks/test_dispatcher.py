@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from zcluster.tasks.dispatcher import REPORT_WAIT_NS, STUCK_NS, Dispatcher
+from zcluster.tasks.dispatcher import Dispatcher
+from zcluster.tasks.placement import STUCK_NS
 from zcluster.tasks.policy import make_policy
 from zcluster.tasks.protocol import LOST, NO_RERUN, RAISED, RESUBMITTED, RETURNED, Function, TaskId
 from zcluster.tasks.records import Actions, ToClient, ToWorker
+from zcluster.tasks.reunion import REPORT_WAIT_NS
 from zcluster.types import MS, NEVER
 
 F = Function(b"f" * 16, b"pickled", ["/x"], "/x", True)
