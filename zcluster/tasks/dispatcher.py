@@ -10,8 +10,7 @@
 
 Rules:
   * A client may have as many tasks on the way as it was granted (`grants`).
-  * A worker holds one task; more only of kinds measured to be short (`durations`, `placement`). What is stuck behind a
-    surprisingly long task is recalled as soon as another worker has nothing to do.
+  * A worker holds one task; more only of kinds measured to be short (`durations`, `placement`, `queue`).
   * When a worker dies, only the task it was running is charged, and only if nobody meant to kill it.
   * The first result of a task counts; later ones, and results nobody waits for, are dropped.
   * After a restart tasks are joined, not started again (`reunion`).
@@ -21,16 +20,16 @@ Not here: sockets, proofs of death, who is silent (`router`).
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from zcluster.tasks.durations import SHORT_NS, Durations
+from zcluster.tasks.durations import Durations
 from zcluster.tasks.grants import Grants
 from zcluster.tasks.outgoing import Outgoing
 from zcluster.tasks.placement import Placement
 from zcluster.tasks.policy import Policy
 from zcluster.tasks.protocol import ANSWERED, LOST, NO_RERUN, RESUBMITTED, Function, TaskId
+from zcluster.tasks.queue import Queue
 from zcluster.tasks.records import Actions, Client, Segments, Task, ToWorker, Worker
 from zcluster.tasks.reunion import Reunion
 from zcluster.types import Nanoseconds
@@ -50,14 +49,18 @@ class Dispatcher:
         self.clients: dict[int, Client] = {}
         self.workers: dict[int, Worker] = {}
         self.done_total = 0
-        self.queued = 0
         self._place = Placement(idle, busy)
         self._attempts_max = attempts_max
-        self._queue: deque[Task] = deque()  # tasks that were cancelled or finished meanwhile are skipped
         self._grants = Grants(queue_max)
         self._durations = Durations()
         self._reunion = Reunion()
         self._out = Outgoing()
+        self._queue = Queue(self.workers, self._place, self._durations, self._out)
+
+    @property
+    def queued(self) -> int:
+        """Tasks that wait for a worker."""
+        return self._queue.waiting
 
     @property
     def occupied(self) -> int:
@@ -109,7 +112,6 @@ class Dispatcher:
             known[task_number] = task
             if digest in functions:
                 queue.append(task)
-                self.queued += 1
             else:
                 self._finish(task, LOST, b"its function was never sent to the router", None)
         self._grants.submitted(client, new, len(self.clients))
@@ -136,7 +138,7 @@ class Dispatcher:
         if task.flags & NO_RERUN:
             self._finish(task, LOST, b"the router was restarted; the task may have run, and must not run again", None)
         else:
-            self._requeue([task])
+            self._queue.put_back([task])
 
     def cancel(self, number: int, numbers: Iterable[int]) -> None:
         """Take tasks back that have not been started. Each gets an answer, at the latest with its result."""
@@ -176,7 +178,7 @@ class Dispatcher:
         assert task.worker is None and task.client is not None
         del task.client.tasks[task.number]
         if self._reunion.limbo.pop((task.client.id, task.number), None) is None:
-            self.queued -= 1
+            self._queue.skip()
         task.client = None  # the queue skips it
         task.payload, task.segments = b"", None
 
@@ -274,7 +276,7 @@ class Dispatcher:
             self._place.settle(worker)
             self._out.mark_worker(worker)
         elif self._reunion.limbo.pop(task_id, None) is None:
-            self.queued -= 1
+            self._queue.skip()
         self._finish(task, status, payload, parts)
 
     def _recalled(self, worker: Worker, task_id: TaskId, returned: bool) -> None:
@@ -366,16 +368,12 @@ class Dispatcher:
                 continue
             if task.cancel:
                 client, task.cancel = task.client, False
-                self.queued += 1  # _drop counts it out again
+                self._queue.append(task)  # where `_drop` takes it out again
                 self._drop(task)
                 self._answer_cancel(client, task.number, True)
             else:
                 again.append(task)
-        self._requeue(again)
-
-    def _requeue(self, tasks: list[Task]) -> None:
-        self._queue.extendleft(reversed(tasks))
-        self.queued += len(tasks)
+        self._queue.put_back(again)
 
     def _finish(self, task: Task, status: int, payload: bytes, parts: Segments, known: bool = False) -> None:
         """known: the client has probably got the result already, so that telling it may wait for company."""
@@ -399,73 +397,10 @@ class Dispatcher:
     # -- a turn's end -------------------------------------------------------------------------------------------------
     def take(self, now: Nanoseconds) -> Actions:
         """Hand out what can be handed out, and give everything that is to be sent."""
-        if self.queued:
-            self._dispatch()
-        elif self._queue:
-            self._queue.clear()
-        if not self.queued:
-            self._recall_stuck(now)
+        self._queue.hand_out(now)
         for client in self._grants.give(self.queued, len(self.clients)):
             self._out.mark_client(client)
         return self._out.take(self.workers, self.clients, now)
-
-    def _dispatch(self) -> None:
-        queue = self._queue
-        while queue:
-            task = queue[0]
-            if task.client is None or task.worker is not None:
-                queue.popleft()
-                continue
-            nanoseconds = self._durations.expected(task)
-            key = self._place.idle.pick()
-            if key is None:
-                if nanoseconds >= SHORT_NS:
-                    return
-                key = self._place.busy.pick()
-                if key is None:
-                    return
-            worker = self.workers[key]
-            # When much is queued, several at once; when little is, one each. So nobody ends up with the last ones.
-            count = 1
-            if nanoseconds < SHORT_NS:
-                room = self._place.room(worker, nanoseconds)
-                count = max(1, min(room, self.queued // (2 * len(self.workers))))
-            self._assign(worker, count, task.digest, nanoseconds)
-
-    def _assign(self, worker: Worker, count: int, digest: bytes, nanoseconds: int) -> None:
-        """Give up to `count` tasks from the front of the queue, all of one kind, to a worker."""
-        queue, out, assigned = self._queue, worker.out, worker.assigned
-        while count and queue:
-            task = queue[0]
-            client = task.client
-            if client is not None and task.worker is None:
-                if task.digest != digest:
-                    break
-                if digest not in worker.known:
-                    worker.known.add(digest)
-                    out.functions.append(client.functions[digest])
-                key = (client.id, task.number)
-                task.worker = worker
-                task.expected = nanoseconds
-                worker.work += nanoseconds
-                assigned[key] = task
-                parts = task.segments
-                out.tasks.append((*key, digest, task.payload, task.flags, len(parts) if parts else 0))
-                if parts:
-                    out.segments += parts
-                self.queued -= 1
-                count -= 1
-            queue.popleft()
-        self._out.mark_worker(worker)
-        self._place.settle(worker)
-
-    def _recall_stuck(self, now: Nanoseconds) -> None:
-        """Somebody has nothing to do while another one sits on several tasks: share."""
-        for worker in self._place.stuck(now):
-            held = list(worker.assigned)
-            worker.out.recall += held[-(len(held) // 2) :]
-            worker.recalling = True
-            self._out.mark_worker(worker)
 
     # -- time ---------------------------------------------------------------------------------------------------------
     def deadline(self, now: Nanoseconds) -> None:

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import repeat
-from typing import Any, Final, Protocol
+from typing import Final
 
 import zmq
 
@@ -29,8 +29,8 @@ from zcluster.config import CLIENT, ClusterSpec
 from zcluster.errors import Closed, Conflict, Error
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
+from zcluster.tasks.calls import Call, run_call
 from zcluster.tasks.direct import answers_endpoint
-from zcluster.tasks.execute import run
 from zcluster.tasks.payload import Segments
 from zcluster.transport.liveness import start_ticks
 from zcluster.transport.sockets import Security
@@ -58,27 +58,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-class Call(Protocol):
-    """One task on its way. Classes say what happens in the end."""
-
-    number: int
-    function: p.Function
-    payload: bytes
-    segments: Segments
-    flags: int
-    sent: bool  # the router has it, or had it
-    claim: Callable[[Any], None] | None  # what to do once the router has given the task back; see `Link.claim`
-
-    def settle(self, status: int, data: bytes, segments: Segments) -> None:
-        """The result. With the lock held."""
-
-    def settle_error(self, error: BaseException) -> None:
-        """There will be no result: `error` says why. With the lock held."""
-
-    def done(self) -> bool:
-        """Cheap; any thread."""
 
 
 class Link:
@@ -400,8 +379,3 @@ class Link:
             except Closed:
                 pass
         self.channel.close()
-
-
-def run_call(call: Call) -> tuple[int, bytes, Segments]:
-    """Run a task in this process as a worker would. Never raises."""
-    return run(lambda: payload.load(call.function.blob, None), call.payload, call.segments, call.flags)
