@@ -8,7 +8,7 @@ session, the task pool) live elsewhere; they see whole messages, deadlines, and 
           |  lock
     [ protocol state ] <- on_message(key, parts, now) / on_deadline(now) / on_writable(key)
           |
-    [ DEALER ] [ DEALER ] ... and a bell (an eventfd)        all file descriptors in the epoll set `_inner`
+    [ DEALER ] [ PULL ] ... and a bell (an eventfd)          all file descriptors in the epoll set `_inner`
           |
     background thread       sleeps on `_outer`, which holds only `_inner`; a driver *mutes* that one entry on entering
                             and restores it on leaving: two system calls, no thread is woken, nothing is handed over
