@@ -6,6 +6,7 @@ Everything malformed is dropped and counted. Sending never blocks.
 from __future__ import annotations
 
 import select
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import repeat
@@ -69,7 +70,7 @@ class Common:
     incarnation: int
 
 
-class Side:
+class Side(ABC):
     """What both sides have in common. `handle` and what is sent are the subclass's.
 
     Attributes:
@@ -94,9 +95,9 @@ class Side:
         )
         self.fd = cast(int, self._socket.get(zmq.FD))
 
+    @abstractmethod
     def handle(self, identity: bytes, message: Message) -> None:
         """One message. Raises: ValueError, TypeError, KeyError, OverflowError, OSError for garbage."""
-        raise NotImplementedError
 
     def receive(self) -> None:
         """Handle what is there, at most MESSAGES_PER_TURN messages."""
