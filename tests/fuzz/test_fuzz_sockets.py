@@ -104,13 +104,13 @@ class Wire:
         assert socket.poll(WATCHDOG_MS, zmq.POLLOUT)
         for message in [*messages, [last]]:
             socket.send_multipart(message)
-        inbound = self.router._client_socket if socket is self.client else self.router._worker_socket
+        side = self.router._clients if socket is self.client else self.router._workers
         poller = zmq.Poller()
-        poller.register(inbound, zmq.POLLIN)
+        poller.register(side._socket, zmq.POLLIN)
         poller.register(socket, zmq.POLLIN)
         while True:
             assert poller.poll(WATCHDOG_MS)
-            self.router._clients_unread = self.router._workers_unread = True
+            self.router._clients.unread = self.router._workers.unread = True
             self.router.turn()
             while socket.poll(0):
                 answer = socket.recv_multipart()[0]

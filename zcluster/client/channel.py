@@ -8,7 +8,7 @@ session, the task pool) live elsewhere; they see whole messages, deadlines, and 
           |  lock
     [ protocol state ] <- on_message(key, parts, now) / on_deadline(now) / on_writable(key)
           |
-    [ DEALER ] [ DEALER ] ... and a bell (an eventfd)        all file descriptors in the epoll set `_inner`
+    [ DEALER ] [ PULL ] ... and a bell (an eventfd)          all file descriptors in the epoll set `_inner`
           |
     background thread       sleeps on `_outer`, which holds only `_inner`; a driver *mutes* that one entry on entering
                             and restores it on leaving: two system calls, no thread is woken, nothing is handed over
@@ -40,6 +40,7 @@ from zmq.backend import Socket as RawSocket
 
 from zcluster.client.shield import Shield
 from zcluster.errors import Closed
+from zcluster.transport.patience import Patience
 from zcluster.transport.sockets import MESSAGE_BYTES_MAX, Security, make_socket
 from zcluster.types import NEVER, Nanoseconds
 
@@ -57,6 +58,7 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _SNDMORE: Final = int(zmq.SNDMORE)
 _RCVMORE: Final = int(zmq.RCVMORE)
 _SLEEP_S_MAX: Final = 3600.0
+_SLEEP_NS_MAX: Final = 3600 * 10**9
 
 Part = bytes | bytearray | memoryview
 
@@ -76,6 +78,7 @@ class Channel:
         next_deadline: moment in monotonic nanoseconds, or NEVER; call `kick()` after making it earlier.
         on_writable: called with (key) when a key on which `send` returned False can be sent to again.
         probe: send one empty message on every new connection, so that a restarted ROUTER hears of us at once.
+        quick: may the answer be here so soon that a waiter should look for it before it sleeps? See `Patience`.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Channel:
         on_writable: Callable[[int], None] | None = None,
         probe: bool = False,
         message_bytes_max: int = MESSAGE_BYTES_MAX,
+        quick: Callable[[], bool] | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self._forks = _forks
@@ -97,6 +101,8 @@ class Channel:
         self._on_deadline = on_deadline
         self._next_deadline = next_deadline
         self._on_writable = on_writable
+        self._quick = quick
+        self._patience = Patience()
         self._security = security
         self._probe = probe
         self._message_bytes_max = message_bytes_max
@@ -141,11 +147,29 @@ class Channel:
             message_bytes_max=self._message_bytes_max,
             probe=self._probe,
         )
+        self._register(key, socket)
+
+    def _register(self, key: int, socket: zmq.Socket[bytes]) -> None:
         descriptor = cast(int, socket.get(zmq.FD))
         self._sockets[key] = socket
         self._keys[descriptor] = key
         self._unread.add(key)  # whatever happened before the registration is looked at once
         self._inner.register(descriptor, select.EPOLLIN)
+
+    def listen(self, key: int, endpoint: str) -> None:
+        """Bind a PULL socket as `key`: messages of strangers come in as those of connections do. Raises: Closed,
+        zmq.ZMQError."""
+        self._check()
+        with self.lock:
+            socket = make_socket(
+                self._context,
+                zmq.PULL,
+                bind=endpoint,
+                security=self._security,
+                message_bytes_max=self._message_bytes_max,
+            )
+            self._register(key, socket)
+            self._ring()
 
     def remove(self, key: int) -> None:
         """Close the connection of `key`; nothing happens if there is none."""
@@ -266,7 +290,10 @@ class Channel:
             ready = []
             if until > now:
                 with shield.open():
-                    ready = poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9)
+                    if self._quick is not None and self._quick():
+                        ready = self._patience.poll(self._inner, min(until - now, _SLEEP_NS_MAX), now)
+                    else:
+                        ready = poll(_SLEEP_S_MAX if until >= NEVER else (until - now) / 1e9)
             if not ready:
                 self._until = 0  # a deadline, or more to do
 

@@ -10,13 +10,22 @@ or streaming of results. Consensus is not touched.
          | cancel / claim --CANCEL-->          |   --RECALL [task]-->
          |                                     `--- pidfds of workers and clients: proof of death
 
-    policy      which worker next (pure)            payload   functions, arguments, results, failures as bytes
-    records     what the dispatcher keeps (pure)    execute   running one task
-    dispatcher  what goes where (pure)              protocol  the messages
-    router      the process in the middle           line      a worker's socket and its attendant
-    peers       processes as the router sees them   word      what a worker runs, readable after its death
-    link        the client's side of the protocol   modules   noticing changed source files
-    pool, aio   the same for threads and coroutines          futures, chunks   single calls and `map`
+A small answer that somebody waits for is also sent from the worker to the client at once (`direct`).
+
+    pure, the decisions                             the process in the middle
+      dispatcher  what becomes of a task              router       the loop
+      queue       handing tasks out                   client_side, worker_side, side   its two sockets
+      placement   who may take how much               peers        one process as the router sees it
+      policy      which worker of those             a worker
+      grants      credits of clients                  worker, line   the process; its socket and attendant
+      durations   how long tasks take                 execute      running one task
+      reunion     after a restart of the router       word         what it runs, readable after its death
+      outgoing    what is to be sent                  modules      noticing changed source files
+      records     the data of all these             a client
+    both ends                                         pool, aio    for threads and coroutines
+      protocol    the messages                        link, calls  its side of the protocol
+      payload     functions, values, failures         futures      single calls
+      direct      the short cut                       chunks       `map`
 
 Guarantees:
   * A task runs at least once. It runs again only when its worker's process is proven dead (a silent worker just gets

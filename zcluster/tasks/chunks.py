@@ -1,8 +1,9 @@
 """`map`: many small calls in few tasks.
 
 Items are cut into chunks whose size follows the measured time an item takes: about CHUNK_NS of work each, never more
-than a fair part of what is left, so that the workers finish together. A few chunks per worker are on the way at a
-time. Plain sequences go on being submitted while nobody looks; other iterables are read by the consumer, as it goes.
+than a fair part of what is left, so that the workers finish together. A few chunks per worker are on the way at a time;
+where the caller wants small chunks, as many as are worth AHEAD_NS, refilled many at once, since they travel together.
+Plain sequences go on being submitted while nobody looks; other iterables are read by the consumer, as it goes.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ from zcluster.types import MS
 
 CHUNK_NS: Final = 8 * MS
 ITEMS_MAX: Final = 8192
+CHUNK_COST_NS: Final = 20_000
+"""What a chunk costs beside its items, about."""
 GROWTH: Final = 16
 """A chunk is at most this many times the largest before it: the first measurements are the worst."""
 CHUNKS_PER_WORKER: Final = 3
+CHUNKS_PER_WORKER_MAX: Final = 256
+AHEAD_NS: Final = 16 * MS
+"""Work that is on the way for each worker, if the chunks are so small that it takes many."""
 _PLAIN: Final = (list, tuple, range, str, bytes, dict, set, frozenset)
 
 
@@ -118,10 +124,21 @@ class Map:
             size = min(size, max(1, self._left // (2 * self._link.workers)))
         return size
 
+    def _enough(self) -> int:
+        """Chunks that should be on the way."""
+        each = CHUNKS_PER_WORKER
+        if self._fixed is not None and self._item_ns is not None:
+            chunk_ns = self._item_ns * self._fixed + CHUNK_COST_NS
+            each = max(each, min(int(AHEAD_NS / chunk_ns), CHUNKS_PER_WORKER_MAX))
+        return each * self._link.workers
+
     def pump(self) -> None:
-        """Put chunks until enough are on the way."""
+        """Put chunks until enough are on the way; only when half of them are back, so that many travel together."""
+        enough = self._enough()
+        if self._on_the_way > enough // 2 and self._on_the_way > CHUNKS_PER_WORKER * self._link.workers:
+            return
         with self._link.channel.lock:
-            while not self._exhausted and self._on_the_way < CHUNKS_PER_WORKER * self._link.workers:
+            while not self._exhausted and self._on_the_way < enough:
                 size = self._size()
                 try:
                     items = list(islice(self._items, size))

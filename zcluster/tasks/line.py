@@ -60,9 +60,9 @@ class Line:
         self._on_message = on_message
         self._on_deadline = on_deadline
         self._next_deadline = next_deadline
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = make_socket(
-            self._context,
+            self.context,
             zmq.DEALER,
             connect=endpoint,
             security=security,
@@ -118,7 +118,7 @@ class Line:
             os.eventfd_write(self._bell, 1)
         self._attendant.join()
         self._socket.close()
-        self._context.term()
+        self.context.term()
 
     # -- either thread, with the lock ---------------------------------------------------------------------------------
     def send(self, message: list[bytes]) -> bool:

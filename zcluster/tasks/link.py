@@ -18,21 +18,26 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import repeat
-from typing import Any, Final, Protocol
+from typing import Final
+
+import zmq
 
 from zcluster.client.channel import Channel
 from zcluster.config import CLIENT, ClusterSpec
 from zcluster.errors import Closed, Conflict, Error
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
-from zcluster.tasks.execute import run
+from zcluster.tasks.calls import Call, run_call
+from zcluster.tasks.direct import answers_endpoint
 from zcluster.tasks.payload import Segments
 from zcluster.transport.liveness import start_ticks
 from zcluster.transport.sockets import Security
 from zcluster.types import MS, NEVER, Nanoseconds
 
 ROUTER: Final = 0
+ANSWERS: Final = 1
 TASKS_PER_FRAME: Final = 256
 GATHER: Final = 64
 GATHER_NS: Final = MS // 2
@@ -53,27 +58,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-class Call(Protocol):
-    """One task on its way. Classes say what happens in the end."""
-
-    number: int
-    function: p.Function
-    payload: bytes
-    segments: Segments
-    flags: int
-    sent: bool  # the router has it, or had it
-    claim: Callable[[Any], None] | None  # what to do once the router has given the task back; see `Link.claim`
-
-    def settle(self, status: int, data: bytes, segments: Segments) -> None:
-        """The result. With the lock held."""
-
-    def settle_error(self, error: BaseException) -> None:
-        """There will be no result: `error` says why. With the lock held."""
-
-    def done(self) -> bool:
-        """Cheap; any thread."""
 
 
 class Link:
@@ -101,6 +85,7 @@ class Link:
         self._flush_at: Nanoseconds = NEVER
         self._cancels: dict[int, bool | None] = {}  # number -> answer
         self._farewell = False
+        self._direct = 0
         self.channel = Channel(
             {ROUTER: spec.endpoint("router", CLIENT)},
             Security.load(spec),
@@ -110,8 +95,21 @@ class Link:
             on_writable=lambda _: None,
             probe=True,
             message_bytes_max=p.MESSAGE_BYTES_MAX,
+            quick=self._few,
         )
+        self._listen()
         self.channel.kick()
+
+    def _few(self) -> bool:
+        """So few tasks are on the way that somebody probably waits for each."""
+        return len(self.calls) <= self.workers
+
+    def _listen(self) -> None:
+        endpoint = answers_endpoint(self.spec, self.id)
+        if endpoint is not None:
+            with suppress(zmq.ZMQError):  # then answers come through the router
+                self.channel.listen(ANSWERS, endpoint)
+                self._direct = p.DIRECT
 
     # -- putting ------------------------------------------------------------------------------------------------------
     def wait_for_room(self) -> None:
@@ -153,7 +151,7 @@ class Link:
             while outbox and self._connected and self._granted > self._submitted:
                 count = min(len(outbox), TASKS_PER_FRAME, self._granted - self._submitted)
                 batch = [outbox.popleft() for _ in range(count)]
-                if not self._send_calls(batch, 0):
+                if not self._send_calls(batch, self._direct if self._few() else 0):
                     outbox.extendleft(reversed(batch))
                     return
                 self._submitted += count
@@ -209,6 +207,8 @@ class Link:
             return  # not from our router
         if kind == p.NEWS:
             self._news(body, segments)
+        elif kind == p.ANSWER:
+            self._result(body, None)
         elif kind == p.WHO:
             if self.closed:
                 self._farewell = True
@@ -219,12 +219,8 @@ class Link:
             self._fail_all(self.refused)
 
     def _news(self, news: p.News, segments: Iterable[Segments]) -> None:
-        calls, uses = self.calls, self._uses
-        for (number, status, data, _), parts in zip(news.results, segments, strict=False):
-            call = calls.pop(number, None)
-            if call is not None:
-                uses[call.function.digest] -= 1
-                call.settle(status, data, parts)
+        for result, parts in zip(news.results, segments, strict=False):
+            self._result(result, parts)
         for number, cancelled in news.cancelled:
             self._cancel_answered(number, cancelled)
         self._granted = max(self._granted, news.granted)
@@ -233,6 +229,12 @@ class Link:
         if self.outbox:
             self.flush()
         self._count_room()
+
+    def _result(self, result: tuple[int, int, bytes, int], segments: Segments) -> None:
+        call = self.calls.pop(result[0], None)
+        if call is not None:  # else it came before, from the worker
+            self._uses[call.function.digest] -= 1
+            call.settle(result[1], result[2], segments)
 
     def _count_room(self) -> None:
         """With a connection, what was granted; without one, what the queue holds, since it is empty then."""
@@ -377,8 +379,3 @@ class Link:
             except Closed:
                 pass
         self.channel.close()
-
-
-def run_call(call: Call) -> tuple[int, bytes, Segments]:
-    """Run a task in this process as a worker would. Never raises."""
-    return run(lambda: payload.load(call.function.blob, None), call.payload, call.segments, call.flags)

@@ -32,11 +32,16 @@ FUNCTIONS_MAX: Final = 256
 _loads = pickle.loads
 _dumps = pickle.dumps
 Segments = list[bytes] | None
+_SMALL: Final = frozenset((type(None), bool, float))
+"""Values of these types need none of the precautions."""
+_NO_ARGUMENTS: Final = _dumps((), 5)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
 def dump(value: Any) -> tuple[bytes, Segments]:
     """(pickle, None), or (b"", [pickle, buffer, ...]) when it is large. Raises: whatever pickling raises."""
+    if type(value) in _SMALL:
+        return _dumps(value, 5), None
     buffers: list[pickle.PickleBuffer] = []
 
     def keep_inline(buffer: pickle.PickleBuffer) -> bool:
@@ -71,6 +76,8 @@ def dump_arguments(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bytes, Segments]:
     """Arguments of one call; `protocol.KEYWORDS` must be set when there are `kwargs`. Raises: Unpicklable."""
+    if not args and not kwargs:
+        return _NO_ARGUMENTS, None
     try:
         return dump((args, kwargs) if kwargs else args)
     except Exception as error:

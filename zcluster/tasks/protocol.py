@@ -9,6 +9,7 @@ that replicas understand, [head][body].
                        CANCEL [number, ...]      BYE []
     router -> client   WHO [incarnation]         REFUSED [text]
                        NEWS [granted, workers, [result, ...], [[number, cancelled], ...]]
+    worker -> client   ANSWER result                     (see `direct`)
     worker -> router   REPORT [protocol, cluster id, name, python, pid, start ticks, running or None, [held id, ...]]
                        DONE [sequence, [worker result, ...], [[client, number, returned], ...]]
                        PONG []      LEAVE []
@@ -35,7 +36,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 INLINE_BYTES_MAX: Final = 64 << 10
 MESSAGE_BYTES_MAX: Final = 8 << 30
 """Arguments and results may be as large as memory allows; the directory of the sockets is private."""
@@ -48,6 +49,7 @@ BYE: Final = 67
 WHO: Final = 72
 REFUSED: Final = 73
 NEWS: Final = 74
+ANSWER: Final = 76
 REPORT: Final = 80
 DONE: Final = 81
 PONG: Final = 82
@@ -61,11 +63,13 @@ NO_RERUN: Final = 1  # start it at most once; a loss is an error
 RESUBMITTED: Final = 2  # the client has submitted it before, to an earlier router or over an earlier connection
 CHUNK: Final = 4  # the arguments are a list of argument tuples, the result is [nanoseconds, results, failure]
 KEYWORDS: Final = 8  # the arguments are (args, kwargs), else args alone
+DIRECT: Final = 16  # the worker may send the client a copy of the result; see `direct`
 
 # -- status of a result -----------------------------------------------------------------------------------------------
 RETURNED: Final = 0
 RAISED: Final = 1  # payload: see payload.dump_exception
 LOST: Final = 2  # payload: UTF-8 text; becomes WorkerDied
+ANSWERED: Final = 8  # added to one of them in DONE: the client has been sent a copy already
 
 TaskId = tuple[int, int]
 """(client id, number)"""
@@ -143,6 +147,7 @@ DECODERS: Final[dict[int, msgspec.msgpack.Decoder[Any]]] = {
     WHO: msgspec.msgpack.Decoder(tuple[int]),
     REFUSED: msgspec.msgpack.Decoder(tuple[str]),
     NEWS: msgspec.msgpack.Decoder(News),
+    ANSWER: msgspec.msgpack.Decoder(tuple[int, int, bytes, int]),
     REPORT: msgspec.msgpack.Decoder(Report),
     DONE: msgspec.msgpack.Decoder(Done),
     PONG: msgspec.msgpack.Decoder(list[int]),

@@ -26,6 +26,7 @@ from zcluster.config import WORKER, ClusterSpec, load_spec
 from zcluster.tasks import link as links
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
+from zcluster.tasks.direct import ANSWER_BYTES_MAX, Answers
 from zcluster.tasks.execute import run
 from zcluster.tasks.line import Line
 from zcluster.tasks.modules import ModuleWatch
@@ -101,6 +102,7 @@ class Worker:
             self._flush,
             self._next_deadline,
         )
+        self._answers = Answers(spec, self._line.context)
 
     # -- messages (with the line's lock, on either thread) ------------------------------------------------------------
     def _on_message(self, parts: list[bytes]) -> None:
@@ -214,6 +216,11 @@ class Worker:
                 self._enter(function.wire)
             status, data, segments = run(function.call, task[3], segments, task[4])
             ended = now_ns()
+            if task[4] & p.DIRECT and segments is None and len(data) <= ANSWER_BYTES_MAX:
+                # Before anything else: somebody waits for it.
+                answer = p.pack(p.ANSWER, (task_id[1], status, data, 0))
+                if self._answers.send(task_id[0], answer, ended):
+                    status |= p.ANSWERED
             result = (*task_id, status, data, ended - began, len(segments) if segments else 0)
             began = ended
             with lock:
@@ -257,6 +264,7 @@ class Worker:
             self._send([p.pack(p.LEAVE, [])])
         if self.connected:
             self._line.pump(lambda: not self.unacknowledged, FAREWELL_S)
+        self._answers.close()
         self._line.close()
 
 

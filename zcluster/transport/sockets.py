@@ -76,13 +76,14 @@ def make_socket(
     high_water: int = HIGH_WATER_MESSAGES,
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     probe: bool = False,
+    reconnect: bool = True,
 ) -> zmq.Socket[bytes]:
     """A bound or connected socket with our options. Raises: zmq.ZMQError (address in use, ...)."""
     socket = context.socket(kind)
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = high_water
     socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS if reconnect else -1)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
     socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)
     if kind == zmq.ROUTER:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from zcluster.tasks.dispatcher import REPORT_WAIT_NS, STUCK_NS, Dispatcher
+from zcluster.tasks.dispatcher import Dispatcher
+from zcluster.tasks.outgoing import REPEAT_NS
+from zcluster.tasks.placement import STUCK_NS
 from zcluster.tasks.policy import make_policy
-from zcluster.tasks.protocol import LOST, NO_RERUN, RAISED, RESUBMITTED, RETURNED, Function, TaskId
+from zcluster.tasks.protocol import ANSWERED, LOST, NO_RERUN, RAISED, RESUBMITTED, RETURNED, Function, TaskId
 from zcluster.tasks.records import Actions, ToClient, ToWorker
+from zcluster.tasks.reunion import REPORT_WAIT_NS
 from zcluster.types import MS, NEVER
 
 F = Function(b"f" * 16, b"pickled", ["/x"], "/x", True)
@@ -98,6 +101,18 @@ def test_tasks_go_to_idle_workers_in_turn_and_the_function_once(bench: Bench) ->
     assert bench.submit(3) == Actions(workers=[work(1, 3)])
     assert bench.done(2, 2, status=RAISED) == Actions(clients=[ToClient(A, 50, [result(2, RAISED)])])
     assert bench.d.done_total == 2
+
+
+def test_what_a_client_has_got_already_is_repeated_in_company(bench: Bench) -> None:
+    bench.submit(1, 2)
+    assert bench.done(1, 1, status=RETURNED | ANSWERED) == Actions()
+    assert bench.d.next_deadline() == bench.now + REPEAT_NS
+    assert bench.submit(3) == Actions(workers=[work(1, 3)])  # the worker is free at once
+    assert bench.done(2, 2) == Actions(clients=[ToClient(A, 50, [result(1), result(2)])])
+    assert bench.d.next_deadline() == NEVER
+    assert bench.done(1, 3, status=RAISED | ANSWERED) == Actions()
+    bench.now += REPEAT_NS
+    assert bench.take() == Actions(clients=[ToClient(A, 50, [result(3, RAISED)])])
 
 
 def test_long_tasks_are_handed_out_late(bench: Bench) -> None:
