@@ -107,7 +107,11 @@ class SnapshotSender:
             return False
         sending = Sending(self._context, endpoint, self._security, wire.encode(envelope), outgoing)
         self._sending[to] = sending
-        sending.push()
+        try:
+            sending.push()
+        except StorageError:
+            self.stop(to)
+            return False
         return True
 
     def stop(self, to: ReplicaId) -> None:
