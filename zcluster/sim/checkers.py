@@ -232,7 +232,10 @@ class Checkers:
 
     def _check_vote(self, replica: ReplicaId, candidate: ReplicaId, term: Term) -> None:
         found = self._votes.get((replica, term))
-        if found != candidate:
+        if found is None and self.shadows[replica].hard_state.term > term:
+            # A later term reached the disk in the same write: no other vote in this one can follow.
+            self._votes[replica, term] = candidate
+        elif found != candidate:
             raise Violation("vote once", f"{replica} says it votes for {candidate} in {term}, on its disk is {found}")
 
     # -- steps --------------------------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ class Cluster:
         errors = node.disk.errors
         try:
             life = self._begin(node)
+            life.errors = errors
         except Crashed:
             self.crash(replica, node.crash_keeps)
             self._restart_later(node)
@@ -514,6 +515,9 @@ class Cluster:
             error = failed
             if capture.writer is not None:
                 capture.writer.abort()
+        close = getattr(capture.chunks, "close", None)
+        if close is not None:
+            close()
         life.capture = None
         self._world.trace.add(self._world.now, life.node.id, "checkpoint")
         life.checkpoints.append((capture.meta, error, capture.size_bytes))

@@ -36,7 +36,7 @@ from zcluster.storage.checkpoint import DAMAGED, CheckpointInfo, list_checkpoint
 from zcluster.storage.disk import Disk, storage_error
 from zcluster.storage.identity import IDENTITY, IDENTITY_TEMPORARY, check_identity, read_identity, write_identity
 from zcluster.storage.record import StartMark, WalState, cluster_digest
-from zcluster.storage.replay import Chain, Replay, assemble, newest_state
+from zcluster.storage.replay import Chain, Kept, Replay, assemble, newest_state
 from zcluster.storage.segment import Segment, is_spare_name, parse_segment_name, read_segment
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
 from zcluster.types import Entry, HardState, Identity, SnapshotMeta, Term, WriteBatch
@@ -335,6 +335,7 @@ class _Recovery:
         position.spares = self._spares()
         handle = self._disk.open(active.segment.path)
         try:
+            self._write_again(handle, active)
             for stray in active.segment.scan.strays:  # unsynced frames behind the tear: they must never match again
                 self._disk.pwritev(handle, [bytes(4)], stray.offset)
             self._disk.fdatasync(handle)
@@ -348,6 +349,14 @@ class _Recovery:
         self._note_checkpoint(wal, checkpoint, max(chain.floor, self._replay.floor))
         wal.sync()
         return wal
+
+    def _write_again(self, handle: int, active: Kept) -> None:
+        """What no frame proves to be synced may be in the page cache only, and marked clean there by a failed sync of
+        the process before: then another sync would succeed and save nothing. Written again it is dirty again."""
+        last = active.segment.scan.last
+        assert last is not None, "a segment without a frame was never begun"
+        tail = self._disk.pread(handle, active.end - last.synced, last.synced)
+        self._disk.pwritev(handle, [tail], last.synced)
 
     def _repair(self, chain: Chain, position: WalPosition, checkpoint: _Usable | None) -> Wal:
         """Begin a new segment behind the readable part; only then put away what is not readable."""
