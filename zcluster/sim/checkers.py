@@ -9,6 +9,8 @@ replica by itself) runs here after every step too. What clients see is judged in
     vote once                hard states handed to the disk, and votes that leave; a vote leaves only when on disk
     leader append-only       `invariants.check_step`
     log matching             (index, term) names one entry and one predecessor, for ever, on all replicas
+    lease                    nobody is elected while another's lease holds
+    repair                   a damaged replica neither votes nor acknowledges
     leader completeness      whoever is elected has every committed entry
     commit                   counts copies that are on the disks of a majority, and entries of the own term
     state-machine safety     one entry, one answer, one state hash at an index; applied in order
@@ -60,14 +62,17 @@ class Shadow:
     """One replica's disk, as far as it has acknowledged; and one life of the replica."""
 
     __slots__ = (
+        "acknowledged",
         "before",
         "committed",
+        "core",
         "damaged",
         "hard_state",
         "highest",
         "last_index",
         "log_time_ms",
         "pending",
+        "repair",
         "said",
         "snapshot_index",
         "suspect_tail",
@@ -79,6 +84,9 @@ class Shadow:
         self.last_index: Index = 0
         self.highest: Index = 0  # ever acknowledged in this life
         self.snapshot_index: Index = 0
+        self.acknowledged: tuple[Term, Index] = (0, 0)  # told to the leader of that term
+        self.core: Raft | None = None  # while the process runs
+        self.repair = False
         self.pending: list[WriteBatch] = []
         self.before: invariants.Summary | None = None
         self.committed: Index = 0
@@ -102,6 +110,7 @@ class Checkers:
         self._majority = len(replicas) // 2 + 1
         self.model: Model = new_model()
         self.shadows = {replica: Shadow() for replica in replicas}
+        self.leases = True  # False: the clocks of this world differ, so nobody relies on them
         self.leaders: dict[Term, ReplicaId] = {}
         self.elections = 0
         self._votes: dict[tuple[ReplicaId, Term], ReplicaId] = {}  # on disk
@@ -121,6 +130,8 @@ class Checkers:
     def submitted(self, replica: ReplicaId, batch: WriteBatch) -> None:
         shadow = self.shadows[replica]
         shadow.pending.append(batch)
+        if batch.repair is not None:
+            shadow.repair = batch.repair
         hard = batch.hard_state
         if hard is not None and hard.voted_for:
             known = shadow.said.setdefault(hard.term, hard.voted_for)
@@ -211,6 +222,8 @@ class Checkers:
         shadow.log_time_ms = found.checkpoint.log_time_ms if found.checkpoint else 0
         shadow.pending = []
         shadow.before = None
+        shadow.acknowledged = (0, 0)
+        shadow.repair = found.repair
         shadow.suspect_tail = False
         hard = found.hard_state
         shadow.said = {hard.term: hard.voted_for} if hard.voted_for else {}
@@ -225,12 +238,18 @@ class Checkers:
                 self._check_vote(replica, to, message.term)
         elif type(message) is VoteRequest:
             self._check_vote(replica, replica, message.term)
-        elif type(message) is AppendReply and message.success and message.match_index > shadow.highest:
-            raise Violation(
-                "durability", f"{replica} acknowledges {message.match_index}, its disk only {shadow.highest}"
-            )
+        elif type(message) is AppendReply and message.success:
+            if message.match_index > shadow.highest:
+                raise Violation(
+                    "durability", f"{replica} acknowledges {message.match_index}, its disk only {shadow.highest}"
+                )
+            if shadow.repair and not message.repair:
+                raise Violation("repair", f"{replica} is damaged, but its acknowledgements count")
+            shadow.acknowledged = max(shadow.acknowledged, (message.term, message.match_index))
 
     def _check_vote(self, replica: ReplicaId, candidate: ReplicaId, term: Term) -> None:
+        if self.shadows[replica].repair:
+            raise Violation("repair", f"{replica} is damaged and votes in {term}")
         found = self._votes.get((replica, term))
         if found is None and self.shadows[replica].hard_state.term > term:
             # A later term reached the disk in the same write: no other vote in this one can follow.
@@ -252,6 +271,11 @@ class Checkers:
         except AssertionError as error:
             raise Violation("invariant", f"{replica}: {_where(error)}") from error
         shadow.before = after
+        shadow.core = core
+        if after.term == shadow.acknowledged[0] and after.last_index < shadow.acknowledged[1]:
+            raise Violation(
+                "log matching", f"{replica} cut its log to {after.last_index}, it had told {shadow.acknowledged}"
+            )
         if after.role == LEADER and (before is None or before.role != LEADER or before.term != after.term):
             self._elected(replica, core)
         if after.commit_index > shadow.committed:
@@ -263,6 +287,7 @@ class Checkers:
         known = self.leaders.setdefault(term, replica)
         if known != replica:
             raise Violation("election safety", f"{known} and {replica} both lead in term {term}")
+        self._check_leases(replica, term)
         votes = [voter for voter in self.shadows if self._votes.get((voter, term)) == replica]
         if len(votes) < self._majority:
             raise Violation("election safety", f"{replica} leads in {term} by the votes of {votes}")
@@ -273,6 +298,21 @@ class Checkers:
             )
         if highest >= core.log.base_index and core.log.term(highest) != self.committed.get(highest, 0):
             raise Violation("leader completeness", f"{replica} leads in {term} with another entry at {highest}")
+
+    def _check_leases(self, elected: ReplicaId, term: Term) -> None:
+        """While a lease holds nobody else can be elected; else the leader that has it would answer stale reads."""
+        if not self.leases:
+            return
+        for replica, shadow in self.shadows.items():
+            core = shadow.core
+            if replica == elected or core is None or core.leadership is None or core.term >= term:
+                continue
+            leadership = core.leadership
+            if core.commit_index >= leadership.term_start and leadership.lease_holds(self._world.now):
+                raise Violation("lease", f"{elected} is elected in {term} while {replica} has a lease in {core.term}")
+
+    def exited(self, replica: ReplicaId) -> None:
+        self.shadows[replica].core = None
 
     def _commit(self, replica: ReplicaId, core: Raft, shadow: Shadow, after: invariants.Summary) -> None:
         log = core.log

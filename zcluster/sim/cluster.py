@@ -257,6 +257,7 @@ class Cluster:
             return
         self._world.trace.add(self._world.now, replica, "exit")
         self._exited[replica, life.incarnation] = None
+        self._checkers.exited(replica)
         for other in self.lives():
             if other.watched.get(replica) == life.incarnation and self._random.random() >= self.options.notices_lost:
                 self._world.after(self._random.randrange(2 * MS), self._notice, other, replica, life.incarnation)

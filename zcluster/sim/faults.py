@@ -52,7 +52,7 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
         "wipe",
     ),
     PAUSE: ("pause", "pause_leader"),
-    CLOCK: ("wall_jump", "late_timers"),
+    CLOCK: ("wall_jump", "late_timers", "deaf_leader"),
 }
 ALWAYS: Final = ("checkpoint",)
 DAMAGE: Final = ("flip_log", "flip_checkpoint", "misread", "lost_write", "wipe")
@@ -95,10 +95,10 @@ def draw_schedule(
         kinds = random.sample(kinds, random.randint(1, min(5, len(kinds))))
     kinds += ALWAYS
     faults: list[Fault] = []
-    pause = random.choice((1, 3, 8)) * election_timeout
+    pause = random.choice((0.5, 1, 3, 8)) * election_timeout
     at = int(random.expovariate(1.0) * pause)
     while at < span:
-        length = int(random.expovariate(1.0) * random.choice((0.2, 1.0, 4.0)) * election_timeout)
+        length = int(random.expovariate(1.0) * random.choice((0.2, 1.0, 4.0, 12.0)) * election_timeout)
         faults.append(Fault(at, random.choice(kinds), length, random.getrandbits(32)))
         at += int(random.expovariate(1.0) * pause)
     return faults
@@ -383,6 +383,20 @@ class Faults:
         years = random.choice((-30, -1, 1, 30)) if random.random() < 0.3 else 0
         node = self._any(random)
         node.wall_offset_ms = years * 31_557_600_000 + random.randrange(-600_000, 600_000)
+
+    def _deaf_leader(self, fault: Fault, random: Random) -> None:
+        """Cut off from its peers but not from all clients, with timers so late that it does not notice."""
+        node = self._leading(random)
+        self._keys += 1
+        with_it = [client for client in self._clients if random.random() < 0.5]
+        others = [other for other in (*self._cluster.nodes, *self._clients) if other not in (node.id, *with_it)]
+        self._network.cut(self._keys, [pair for other in others for pair in ((node.id, other), (other, node.id))])
+        apart = [other for other in others if other in self._cluster.nodes]
+        self._network.cut(-self._keys, [pair for a in apart for b in with_it for pair in ((a, b), (b, a))])
+        node.late = max(fault.span, MS)
+        self._later(fault.span, self._network.heal, self._keys)
+        self._later(fault.span, self._network.heal, -self._keys)
+        self._later(fault.span, setattr, node, "late", 0)
 
     def _late_timers(self, fault: Fault, random: Random) -> None:
         node = self._any(random)

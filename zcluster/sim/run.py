@@ -88,10 +88,11 @@ class Run:
         spec = _spec(case.seed, count, durability, self.election_timeout, random)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
+        self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, random))
         self.clients = self._make_clients(random)
-        self.span = case.span or random.choice((4, 8, 15, 30)) * 1000 * MS
+        self.span = case.span or random.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
         if self.weak:
             interval = int(durability.removeprefix("interval:").removesuffix("ms") or 0) if durability != "none" else 0
