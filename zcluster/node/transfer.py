@@ -1,4 +1,4 @@
-"""Both ends of a checkpoint's way to a follower, without the sockets: which piece is next, which one fits, what follows.
+"""Both ends of a checkpoint's way to a follower, without the sockets: which piece is next, and which one fits.
 
     Outgoing   next_piece() -> (Piece, bytes) ... answered(Answer) -> True: it has it all; False: refused
     Incoming   take(...) -> MORE or REFUSED to be answered, or nothing: complete -> finish() -> `Installed`
@@ -142,9 +142,7 @@ class Incoming:
         try:
             if piece.offset == 0 and key != self._key:
                 self.abort()
-                self._file = CheckpointReceiver(
-                    self._disk, self._checkpoints, piece.meta, piece.size, self._cluster_id
-                )
+                self._file = CheckpointReceiver(self._disk, self._checkpoints, piece.meta, piece.size, self._cluster_id)
                 self._key = key
             if self._file is None or key != self._key or piece.offset != self.offset:
                 return REFUSED

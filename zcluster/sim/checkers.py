@@ -397,6 +397,7 @@ class Checkers:
         for index in sorted(self.committed):
             if index > stable:
                 self._former[index] = self.committed.pop(index)
+                self._former_applied.pop(index, None)  # of an era before, unless it is put back below
         self.highest = min(self.highest, stable)
         self.committed_at = [(at, index) for at, index in self.committed_at if index <= stable]
         self._holders = {key: mask for key, mask in self._holders.items() if key[0] <= stable}
@@ -408,7 +409,7 @@ class Checkers:
         for index in sorted(former):
             if index <= stable:
                 self._replay(index, former[index])
-        self._former_applied = former
+        self._former_applied.update(former)
         for shadow in self.shadows.values():
             shadow.suspect_tail = True
 

@@ -58,7 +58,10 @@ class SimulatedClient:
         self._pumping = False
         draw = world.random(f"nonce {number}")
         self.session = ClientSession(
-            cluster.nodes, cluster.spec.cluster_id, lambda: draw.getrandbits(62) + 1, frames_in_flight=draw.randint(1, 4)
+            cluster.nodes,
+            cluster.spec.cluster_id,
+            lambda: draw.getrandbits(62) + 1,
+            frames_in_flight=draw.randint(1, 4),
         )
 
     def begin(self) -> None:

@@ -211,9 +211,7 @@ class Cluster:
         start.check_usable(found, self.spec, node.name)
         self._checkers.recovered(node.id, found)
         clock = self._world
-        writer = InlineWriter(
-            store.wal, self.spec.settings.durability, _nothing, lambda: clock.now, immediate=False
-        )
+        writer = InlineWriter(store.wal, self.spec.settings.durability, _nothing, lambda: clock.now, immediate=False)
         incarnation = start.take_incarnation(writer, _nothing, found)
         fresh = 0 if found.checkpoint_path is None else None
         machine = WatchedMachine(options.new_machine(self.spec), node.id, self._checkers, fresh)
@@ -592,9 +590,7 @@ class Cluster:
         answer = transfer.answer(piece, offset, verdict)
         self._network.stream(life.node.id, sender.node.id, self._answer_arrived, sender, life.node.id, outgoing, answer)
 
-    def _answer_arrived(
-        self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, answer: transfer.Answer
-    ) -> None:
+    def _answer_arrived(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, answer: transfer.Answer) -> None:
         if life.node.life is not life or life.sending.get(to) is not outgoing:
             return
         if life.node.paused:

@@ -60,7 +60,9 @@ class Promises:
         self.completed = 0
         self._world = world
         self._checkers = checkers
-        self._floors: list[tuple[Nanoseconds, Index]] = [(0, 0)]  # (since, index all returned operations lie at or below)
+        self._floors: list[tuple[Nanoseconds, Index]] = [
+            (0, 0)
+        ]  # (since, index all returned operations lie at or below)
         self._refused: list[tuple[bytes, Call]] = []
 
     @property

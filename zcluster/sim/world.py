@@ -91,8 +91,7 @@ class World:
         pop = heapq.heappop
         while heap and heap[0][0] <= end:
             time, _, action, arguments = pop(heap)
-            if time > self.now:
-                self.now = time
+            self.now = max(self.now, time)
             action(*arguments)
             if done is not None and done():
                 return True
