@@ -1,11 +1,14 @@
-"""Cores with one deliberate mistake each; the simulator must catch every one of them."""
+"""Cores with one deliberate mistake each; the simulator must catch every one of them.
+
+Handlers of messages are found in a table, so a mistake in one of them is planted around `step`.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from zcluster.consensus import quorum
-from zcluster.consensus.api import Ready
+from zcluster.consensus.api import AnyMessage, AppendRequest, Ready
 from zcluster.consensus.leadership import Leadership
 from zcluster.consensus.raft import Raft
 from zcluster.types import HardState, Index, Nanoseconds, ReplicaId, Term
@@ -103,9 +106,9 @@ class Disloyal(Raft):
 class BoastfulFollower(Raft):
     """Commits as far as the leader says, matched or not."""
 
-    def _handle_append_request(self, sender: ReplicaId, message: Any) -> None:
-        super()._handle_append_request(sender, message)
-        if message.term == self.term and self.leader == sender:
+    def step(self, sender: ReplicaId, incarnation: int, message: AnyMessage, now: Nanoseconds) -> None:
+        super().step(sender, incarnation, message, now)
+        if type(message) is AppendRequest and message.term == self.term and self.leader == sender:
             self.commit_index = max(self.commit_index, min(message.commit_index, self.log.last_index))
 
 
@@ -119,13 +122,14 @@ class FreshEveryTime(Raft):
 class OverwritesAnyway(Raft):
     """A late, shorter append cuts the log although nothing conflicts."""
 
-    def _handle_append_request(self, sender: ReplicaId, message: Any) -> None:
-        last = message.prev_index + len(message.entries)
-        if message.term == self.term and self.commit_index <= last < self.log.last_index and not self.is_leader:
-            self.log.truncate(last)
-            self.writes.truncated(last)
-            self.membership.truncated(last)
-        super()._handle_append_request(sender, message)
+    def step(self, sender: ReplicaId, incarnation: int, message: AnyMessage, now: Nanoseconds) -> None:
+        if type(message) is AppendRequest and message.term == self.term and sender == self.leader:
+            last = message.prev_index + len(message.entries)
+            if self.commit_index <= last < self.log.last_index:
+                self.log.truncate(last)
+                self.writes.truncated(last)
+                self.membership.truncated(last)
+        super().step(sender, incarnation, message, now)
 
 
 class DamagedVoter(Raft):

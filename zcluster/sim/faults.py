@@ -204,7 +204,7 @@ class Faults:
 
     def _partition(self, kind: str, fault: Fault, random: Random) -> None:
         self._keys += 1
-        pairs = partition(kind, list(self._cluster.nodes), self._clients, random)
+        pairs = partition(kind, list(self._cluster.nodes), self._clients, random, self._cluster.leader())
         self._network.cut(self._keys, pairs)
         if kind == "flapping":
             period = max(random.randrange(2 * self._election_timeout), MS)

@@ -15,14 +15,17 @@ from zcluster.types import MS, Nanoseconds
 
 CLIENTS: Final = 1000
 LATENCY: Final[tuple[Nanoseconds, Nanoseconds]] = (MS // 20, MS // 2)
+COPY_LATER_MAX: Final[Nanoseconds] = 20 * MS
 
 PARTITIONS: Final = ("halves", "isolate", "one_way", "bridge", "ring", "flapping")
 
 
 class Network:
-    """`loss` and `duplication` are shares; `slow`: the share of messages that take up to `slow_max` instead."""
+    """`latency`: shortest and longest; the longer, the more messages overtake each other. `loss` and `duplication` are
+    shares; `slow`: the share of messages that take up to `slow_max` instead. A copy may come much later."""
 
     def __init__(self, world: World, replicas: Sequence[int]) -> None:
+        self.latency = LATENCY
         self.loss = 0.0
         self.duplication = 0.0
         self.slow = 0.0
@@ -55,6 +58,7 @@ class Network:
 
     def heal_all(self) -> None:
         self.loss = self.duplication = self.slow = 0.0
+        self.latency = LATENCY
         self._cuts.clear()
         self._cut.clear()
 
@@ -70,7 +74,8 @@ class Network:
             return
         self._world.after(self._delay(), self._arrive, source, target, deliver, arguments)
         if self.duplication and random() < self.duplication:
-            self._world.after(self._delay(), self._arrive, source, target, deliver, arguments)
+            again = self._delay() + int(random() * COPY_LATER_MAX)
+            self._world.after(again, self._arrive, source, target, deliver, arguments)
 
     def stream(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
         """The same over a connection: in order."""
@@ -88,16 +93,19 @@ class Network:
         random = self._random.random
         if self.slow and random() < self.slow:
             return int(random() * self.slow_max)
-        return LATENCY[0] + int(random() * (LATENCY[1] - LATENCY[0]))
+        low, high = self.latency
+        return low + int(random() * (high - low))
 
 
-def partition(kind: str, replicas: Sequence[int], endpoints: Sequence[int], random: Random) -> list[tuple[int, int]]:
+def partition(
+    kind: str, replicas: Sequence[int], endpoints: Sequence[int], random: Random, leader: int = 0
+) -> list[tuple[int, int]]:
     """The directions that a partition cuts.
 
     Args:
         kind: "halves": two groups; "isolate": one replica alone; "one_way": a replica is heard, or hears, no more;
-            "bridge": two groups that only one replica reaches both of; "ring": each replica reaches its two
-            neighbours; "flapping" is cut like "isolate", again and again.
+            "bridge": two groups that only one replica reaches both of, not the leader; "ring": each replica reaches
+            its two neighbours (fewer than four: a bridge); "flapping" is cut like "isolate", again and again.
         endpoints: clients; each sides with one replica of its group where there are groups.
     """
     order = list(replicas)
@@ -112,7 +120,10 @@ def partition(kind: str, replicas: Sequence[int], endpoints: Sequence[int], rand
         others = [*order[1:], *(endpoints if random.random() < 0.5 else ())]
         outward = random.random() < 0.5
         return [(order[0], other) if outward else (other, order[0]) for other in others]
-    if kind == "bridge":
+    if kind == "bridge" or len(order) < 4:
+        if order[0] == leader:
+            order.append(order.pop(0))
+        middle = max(1, (len(order) - 1) // 2)
         return _between([order[1 : 1 + middle], order[1 + middle :]])
     assert kind == "ring"
     count = len(order)

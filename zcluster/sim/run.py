@@ -25,7 +25,7 @@ from zcluster.consensus.raft import Raft
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.clients import Load, SimulatedClient
 from zcluster.sim.cluster import Cluster, Options, client_endpoint
-from zcluster.sim.faults import CLOCK, GROUPS, Fault, Faults, draw_schedule
+from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
 from zcluster.sim.network import Network
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import KeyValueModel
@@ -35,7 +35,8 @@ from zcluster.types import MS, Nanoseconds
 LIVENESS_TIMEOUTS: Final = 40
 """Election timeouts after the healing within which everything must be well; clients' longest pause comes on top."""
 CLIENT_PATIENCE: Final[Nanoseconds] = 12_000 * MS
-NODES_MAX: Final = 7
+LATENCIES: Final = ((MS // 20, MS // 2), (MS // 20, 5 * MS), (MS // 5, 30 * MS))
+"""From a machine at rest to one that swaps."""
 
 HistoryCheck = Callable[[list[Record]], str | None]
 """Judges a whole history: what is wrong with it, or None. The seam for a checker that does not trust the log."""
@@ -87,6 +88,8 @@ class Run:
         self.weak = durability != "fsync"
         spec = _spec(case.seed, count, durability, self.election_timeout, random)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
+        if NETWORK in case.groups and not case.calm:
+            self.network.latency = random.choice(LATENCIES)
         self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
