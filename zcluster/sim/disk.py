@@ -110,7 +110,7 @@ class SimulatedDisk:
         self.directories: dict[str, None] = {"/": None}
         self.pending: list[_Change] = []
         self._faults: list[tuple[str, int]] = []
-        self._misread = 0
+        self._misreads: dict[str, int] = {}
         self._handles: dict[int, tuple[Inode, str]] = {}
         self._locks: dict[int, str] = {}
         self._next_handle = 3
@@ -121,14 +121,14 @@ class SimulatedDisk:
         """The next call of `operation` fails, once."""
         self._faults.append((operation, code))
 
-    def misread(self) -> None:
-        """The next read of a file's bytes gets those of another place."""
-        self._misread += 1
+    def misread(self, path: str, offset: int) -> None:
+        """The next read of these bytes gets those of another place of the file."""
+        self._misreads[path] = offset // UNIT * UNIT
 
     def recover_from_faults(self) -> None:
         """Nothing that was arranged for the future happens any more."""
         self._faults.clear()
-        self._misread = 0
+        self._misreads.clear()
         self.capacity = None
         self.crash_after = None
 
@@ -212,19 +212,15 @@ class SimulatedDisk:
         inode, name = self._handles[handle]
         if self._faults:
             self._maybe_fail("pread", name)
-        if self._misread and size > UNIT:
-            self._misread -= 1
-            return self._elsewhere(inode, size, offset)
+        if self._misreads and offset <= self._misreads.get(name, -1) <= offset + size - UNIT:
+            return self._elsewhere(inode, size, offset, self._misreads.pop(name) - offset)
         return bytes(inode.current[offset : offset + size])
 
-    def _elsewhere(self, inode: Inode, size: int, offset: int) -> bytes:
-        """One sector of what was asked for comes from another place of the file."""
+    def _elsewhere(self, inode: Inode, size: int, offset: int, place: int) -> bytes:
+        """One unit of what was asked for comes from another place of the file."""
         data = inode.current[offset : offset + size]
-        sectors = len(data) // UNIT
-        if sectors > 1:
-            there = self.random.randrange(sectors - 1) * UNIT
-            other = self.random.randrange(sectors - 1) * UNIT
-            data[there : there + UNIT] = inode.current[offset + other : offset + other + UNIT]
+        other = self.random.randrange(len(inode.current) // UNIT) * UNIT
+        data[place : place + UNIT] = inode.current[other : other + UNIT]
         return bytes(data)
 
     def pwritev(self, handle: int, buffers: Sequence[Buffer], offset: int) -> None:

@@ -351,10 +351,11 @@ class Faults:
     def _misread(self, fault: Fault, random: Random) -> None:
         """At the next start one read brings bytes of another place."""
         node = self._fragile(random)
-        if node is not None:
+        place = None if node is None else self._place_in_log(node, random, 2 * UNIT)
+        if node is not None and place is not None:
             self._checkers.shadows[node.id].damaged = True
             self._cluster.crash(node.id)
-            node.disk.misread()
+            node.disk.misread(place[0], place[1] + UNIT - 1)
             self._later(fault.span, self._cluster.start, node.id)
 
     def _lost_write(self, fault: Fault, random: Random) -> None:
