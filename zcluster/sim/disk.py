@@ -6,7 +6,8 @@ Two views of everything: `current` is what the process sees (the page cache), `d
   crash before it. A sector (512 bytes or 4 KiB, by the world) is never torn, a write of several may be.
 * Names: creations, renames and removals become durable, in order, at `fsync_directory`; a crash keeps a prefix.
 * A failed `fdatasync` leaves its sectors neither durable nor dirty: syncing again reports success and saves nothing.
-* `crash_after` ends the process in the middle of the n-th changing call from now (`Crashed`), a write half done.
+* `crash_after` ends the process in the middle of the n-th changing call from now (`Crashed`), a write
+  half done: whole pages of it are there.
 * `fail` makes calls fail; `capacity` makes the disk full. `flip` damages a byte for good; `misread` makes one read
   return bytes of another place; with `remember` set, `regress` puts older bytes of a sector back (a lost write).
 
@@ -26,6 +27,7 @@ from zcluster.errors import Conflict
 from zcluster.storage.disk import Buffer
 
 UNIT: Final = 512
+PAGE: Final = 4096
 
 
 class Crashed(BaseException):
@@ -331,10 +333,16 @@ class SimulatedDisk:
             if self.crash_after <= 0:
                 self.crash_after = None
                 if inode is not None and data:
-                    inode.store(data[: self.random.randint(0, len(data))], offset)
+                    inode.store(data[: self._cut(offset, len(data))], offset)
                 raise Crashed(f"in {operation} {name}")
         if self._faults:
             self._maybe_fail(operation, name)
+
+    def _cut(self, offset: int, size: int) -> int:
+        """How much of a write has reached the page cache when the process is killed in it: whole pages."""
+        pages = (offset + size) // PAGE - offset // PAGE + 1
+        page = offset // PAGE + self.random.randrange(pages + 1)
+        return min(max(page * PAGE - offset, 0), size)
 
     def _maybe_fail(self, operation: str, name: str) -> None:
         for position, (wanted, code) in enumerate(self._faults):
