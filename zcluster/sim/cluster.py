@@ -264,6 +264,7 @@ class Cluster:
     def power_cut(self, keep: str) -> None:
         """The machine loses its power: every process, every page cache, and the boot id."""
         self._world.trace.add(self._world.now, 0, "power cut")
+        self._network.forget()
         for replica in self.nodes:
             self.crash(replica, keep)
         self.boot += 1

@@ -31,6 +31,7 @@ class Network:
         self.slow = 0.0
         self.slow_max: Nanoseconds = 0
         self.sent = 0
+        self._boot = 0
         self._world = world
         self._replicas = tuple(replicas)
         self._random: Random = world.random("network")
@@ -72,10 +73,10 @@ class Network:
         random = self._random.random
         if self.loss and random() < self.loss:
             return
-        self._world.after(self._delay(), self._arrive, source, target, deliver, arguments)
+        self._world.after(self._delay(), self._arrive, self._boot, source, target, deliver, arguments)
         if self.duplication and random() < self.duplication:
             again = self._delay() + int(random() * COPY_LATER_MAX)
-            self._world.after(again, self._arrive, source, target, deliver, arguments)
+            self._world.after(again, self._arrive, self._boot, source, target, deliver, arguments)
 
     def stream(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
         """The same over a connection: in order."""
@@ -83,10 +84,16 @@ class Network:
             return
         at = max(self._world.now + self._delay(), self._streams.get((source, target), 0) + 1)
         self._streams[source, target] = at
-        self._world.at(at, self._arrive, source, target, deliver, arguments)
+        self._world.at(at, self._arrive, self._boot, source, target, deliver, arguments)
 
-    def _arrive(self, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        if not self._cut or (source, target) not in self._cut:
+    def forget(self) -> None:
+        """The machine lost its power: what is under way was in its memory."""
+        self._boot += 1
+
+    def _arrive(
+        self, boot: int, source: int, target: int, deliver: Callable[..., None], arguments: tuple[Any, ...]
+    ) -> None:
+        if boot == self._boot and (not self._cut or (source, target) not in self._cut):
             deliver(*arguments)
 
     def _delay(self) -> Nanoseconds:

@@ -144,8 +144,8 @@ class Run:
             sessions=random.choice((1, 2, 3)),
             callers=random.choice((1, 2, 4)),
             keys=random.choice((1, 3, 8)),
-            think=random.choice((5, 20, 100)) * MS,
-            read_share=random.choice((0.1, 0.4, 0.7)),
+            think=random.choice((5, 20, 100, 1500)) * MS,
+            read_share=random.choice((0.1, 0.4, 0.7, 0.95)),
             levels=(wire.LINEARIZABLE, wire.EVENTUAL) if self.drifts else levels,
         )
         if self.case.calm:
