@@ -140,6 +140,14 @@ class DamagedVoter(Raft):
         self.repair = False
 
 
+class NeverStands(Raft):
+    """Waits for ever."""
+
+    def deadline(self, now: Nanoseconds) -> None:
+        if self.is_leader:
+            super().deadline(now)
+
+
 MUTANTS: tuple[type[Raft], ...] = (
     EarlyAcknowledgement,
     ForgetfulVoter,
@@ -153,4 +161,5 @@ MUTANTS: tuple[type[Raft], ...] = (
     FreshEveryTime,
     OverwritesAnyway,
     DamagedVoter,
+    NeverStands,
 )

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.mutants import MUTANTS
+from tests.sim.mutants import MUTANTS, NeverStands, NoElectionRestriction
 from zcluster.consensus.raft import Raft
 from zcluster.sim.faults import GROUPS
 from zcluster.sim.many import run_many, seeds_from
-from zcluster.sim.run import Case, Run, run_case
+from zcluster.sim.run import Case, Outcome, Run, run_case
 from zcluster.sim.shrink import shrink
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,15 +76,28 @@ def test_the_report_does_not_depend_on_the_number_of_processes() -> None:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_planted_mistake_is_found(mutant: type[Raft]) -> None:
-    assert any(run_case(Case(seed=seed, core_class=mutant)).property for seed in range(1, 30)), "nothing was noticed"
+    found = first_failure(mutant)
+    assert found.property, "nothing was noticed"
+
+
+def test_a_cluster_that_never_elects_is_a_violation_of_liveness() -> None:
+    outcome = run_case(Case(seed=1, nodes=3, groups=(), span=300_000_000, core_class=NeverStands))
+    assert outcome.property == "liveness"
+    assert "n2: follower" in outcome.detail
+
+
+def first_failure(mutant: type[Raft]) -> Outcome:
+    """Of the first seeds; the last outcome if none fails."""
+    for seed in range(1, 80):
+        outcome = run_case(Case(seed=seed, core_class=mutant))
+        if outcome.property:
+            break
+    return outcome
 
 
 def test_a_failing_run_is_shrunk_to_fewer_faults_and_still_fails() -> None:
-    from tests.sim.mutants import NoElectionRestriction
-
-    failing = Case(seed=3, core_class=NoElectionRestriction)
-    outcome = run_case(failing)
-    assert outcome.property
+    outcome = first_failure(NoElectionRestriction)
+    failing = Case(seed=outcome.seed, core_class=NoElectionRestriction)
     smaller, found = shrink(failing, outcome, runs_max=25)
     assert found.property == outcome.property
     assert smaller.only is not None

@@ -46,6 +46,8 @@ class Inode:
         self.older: dict[int, bytes] = {}
 
     def store(self, data: bytes, offset: int) -> None:
+        if not data:
+            return
         current = self.current
         length = len(current)
         if length < offset:
