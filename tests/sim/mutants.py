@@ -161,5 +161,4 @@ MUTANTS: tuple[type[Raft], ...] = (
     FreshEveryTime,
     OverwritesAnyway,
     DamagedVoter,
-    NeverStands,
 )

@@ -22,6 +22,8 @@ from zcluster import wire
 from zcluster.config import FORMAT, ClusterSpec, NodeSpec, Settings
 from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.raft import Raft
+from zcluster.machines.api import Machine
+from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.clients import Load, SimulatedClient
 from zcluster.sim.cluster import Cluster, Options, client_endpoint
@@ -44,7 +46,7 @@ HistoryCheck = Callable[[list[Record]], str | None]
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a run depends on. nodes: 0 draws 3 to 7. only: positions of the schedule that are kept (None: all).
-    core_class, check_history: for tests of the simulator itself, and for other checkers."""
+    core_class, new_machine: what the replicas are made of. check_history: one more judge of the history."""
 
     seed: int
     nodes: int = 0
@@ -53,6 +55,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     span: Nanoseconds = 0  # of the safety phase; 0: drawn
     calm: bool = False  # light load, no faults: for measuring
     core_class: type[Raft] = Raft
+    new_machine: Callable[[ClusterSpec], Machine] = new_machine
     check_history: HistoryCheck | None = None
 
 
@@ -130,6 +133,7 @@ class Run:
                 retained_bytes_max=random.choice((0, 500, 5000, 1 << 20)),
             ),
             core_class=self.case.core_class,
+            new_machine=self.case.new_machine,
             service=random.choice((20, 100, 400)) * MS // 1000,
             disk=random.choice(((MS // 20, MS // 5), (MS // 5, 2 * MS), (MS, 10 * MS))),
             chunk_bytes=random.choice((300, 2000, 256 << 10)),
