@@ -79,31 +79,31 @@ class SimulatedClient:
         self.ask(self._choose(caller), caller)
 
     def _choose(self, caller: int) -> tuple[Any, ...]:
-        random, load = self._random, self._load
-        key = f"k{random.randrange(load.keys)}"
-        if random.random() < load.read_share:
+        draw, load = self._random, self._load
+        key = f"k{draw.randrange(load.keys)}"
+        if draw.random() < load.read_share:
             return (wire.OP_GET, key)
         self._serial += 1
         value = b"%d.%d;" % (self._number, self._serial)
-        dice = random.random()
+        dice = draw.random()
         if dice < 0.4:
             return (wire.OP_PUT, key, value)
         if dice < 0.65:
             return (wire.OP_APPEND, key, value)
         if dice < 0.75:
             return (wire.OP_DELETE, key)
-        expected = self._promises.value(key) if random.random() < 0.8 else None
-        return (wire.OP_CAS, key, expected, value if random.random() < 0.8 else None)
+        expected = self._promises.value(key) if draw.random() < 0.8 else None
+        return (wire.OP_CAS, key, expected, value if draw.random() < 0.8 else None)
 
     def ask(self, op: tuple[Any, ...], caller: int = 0, *, patient: bool = False) -> Call:
         """Start one operation. `patient`: with the longest timeout, and reads linearizable."""
-        random, load, now = self._random, self._load, self._world.now
+        draw, load, now = self._random, self._load, self._world.now
         low, high = load.timeout
-        deadline = now + (high if patient else low + random.randrange(high - low + 1))
+        deadline = now + (high if patient else low + draw.randrange(high - low + 1))
         level, bound_ms = wire.LINEARIZABLE, 0
         if op[0] == wire.OP_GET and not patient:
-            level = load.levels[random.randrange(len(load.levels))]
-            bound_ms = random.choice((20, 200, 1000)) if level == wire.BOUNDED else 0
+            level = load.levels[draw.randrange(len(load.levels))]
+            bound_ms = draw.choice((20, 200, 1000)) if level == wire.BOUNDED else 0
         call = self._promises.called(self._number * CALLERS_MAX + caller, op, level, bound_ms)
         self.busy += 1
         if op[0] == wire.OP_GET:

@@ -102,8 +102,8 @@ class _Change:
 class SimulatedDisk:
     """Fulfils `storage.disk.Disk` for one node. `sector`: 512 or 4096."""
 
-    def __init__(self, random: Random, sector: int = UNIT) -> None:
-        self.random = random
+    def __init__(self, draw: Random, sector: int = UNIT) -> None:
+        self.random = draw
         self.sector = sector
         self.remember = False
         self.capacity: int | None = None
@@ -144,8 +144,8 @@ class SimulatedDisk:
 
     def lose_cache(self, keep: str) -> None:
         """What was not synced is gone: keep "nothing", "all", or a "random" part of sectors and a prefix of names."""
-        random = self.random
-        names = {"nothing": 0, "all": len(self.pending), "random": random.randint(0, len(self.pending))}[keep]
+        draw = self.random
+        names = {"nothing": 0, "all": len(self.pending), "random": draw.randint(0, len(self.pending))}[keep]
         for change in self.pending[:names]:
             change.apply(self.durable)
         self.pending.clear()
@@ -159,7 +159,7 @@ class SimulatedDisk:
                 for number in sorted(inode.dirty):
                     group = number // units
                     if group not in kept:
-                        kept[group] = keep == "all" or (keep == "random" and random.random() < 0.5)
+                        kept[group] = keep == "all" or (keep == "random" and draw.random() < 0.5)
                     if kept[group]:
                         inode.persist(number, False)
                 inode.dirty.clear()

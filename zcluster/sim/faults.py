@@ -83,7 +83,7 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def draw_schedule(
-    random: Random, groups: tuple[str, ...], span: Nanoseconds, election_timeout: Nanoseconds, *, weak: bool
+    draw: Random, groups: tuple[str, ...], span: Nanoseconds, election_timeout: Nanoseconds, *, weak: bool
 ) -> list[Fault]:
     """Faults of the given groups over `span`. Worlds differ: some are calm, some see one kind only, some all."""
     kinds = [kind for group in groups for kind in KINDS[group]]
@@ -91,16 +91,16 @@ def draw_schedule(
         kinds = [kind for kind in kinds if kind in ("slow_disk", "power_cut") or kind not in _disk_or_cache()]
     if not kinds:
         return []
-    if random.random() < 0.6:
-        kinds = random.sample(kinds, random.randint(1, min(5, len(kinds))))
+    if draw.random() < 0.6:
+        kinds = draw.sample(kinds, draw.randint(1, min(5, len(kinds))))
     kinds += ALWAYS
     faults: list[Fault] = []
-    pause = random.choice((0.5, 1, 3, 8)) * election_timeout
-    at = int(random.expovariate(1.0) * pause)
+    pause = draw.choice((0.5, 1, 3, 8)) * election_timeout
+    at = int(draw.expovariate(1.0) * pause)
     while at < span:
-        length = int(random.expovariate(1.0) * random.choice((0.2, 1.0, 4.0, 12.0)) * election_timeout)
-        faults.append(Fault(at, random.choice(kinds), length, random.getrandbits(32)))
-        at += int(random.expovariate(1.0) * pause)
+        length = int(draw.expovariate(1.0) * draw.choice((0.2, 1.0, 4.0, 12.0)) * election_timeout)
+        faults.append(Fault(at, draw.choice(kinds), length, draw.getrandbits(32)))
+        at += int(draw.expovariate(1.0) * pause)
     return faults
 
 
@@ -159,15 +159,15 @@ class Faults:
     def _do(self, fault: Fault) -> None:
         if self._healed:
             return
-        random = Random(fault.dice)
+        draw = Random(fault.dice)
         self._world.trace.add(self._world.now, 0, fault.kind)
         self.done.append(fault)
         kind, _, detail = fault.kind.partition(" ")
         if kind == "partition":
-            self._partition(detail, fault, random)
+            self._partition(detail, fault, draw)
         else:
             action: Callable[[Fault, Random], None] = getattr(self, f"_{kind}")
-            action(fault, random)
+            action(fault, draw)
 
     def _later(self, span: Nanoseconds, action: Callable[..., None], *arguments: object) -> None:
         """What ends a fault; healing has ended it already."""
@@ -177,37 +177,37 @@ class Faults:
         if not self._healed:
             action(*arguments)
 
-    def _any(self, random: Random) -> Node:
-        return random.choice(list(self._cluster.nodes.values()))
+    def _any(self, draw: Random) -> Node:
+        return draw.choice(list(self._cluster.nodes.values()))
 
-    def _leading(self, random: Random) -> Node:
+    def _leading(self, draw: Random) -> Node:
         leader = self._cluster.leader()
-        return self._cluster.nodes[leader] if leader else self._any(random)
+        return self._cluster.nodes[leader] if leader else self._any(draw)
 
-    def _fragile(self, random: Random) -> Node | None:
-        return self._cluster.nodes[random.choice(self.fragile)] if self.fragile else None
+    def _fragile(self, draw: Random) -> Node | None:
+        return self._cluster.nodes[draw.choice(self.fragile)] if self.fragile else None
 
     # -- network ------------------------------------------------------------------------------------------------------
 
-    def _lossy(self, fault: Fault, random: Random) -> None:
-        self._network.loss = random.random() * 0.3
-        self._network.duplication = random.random() * 0.5
+    def _lossy(self, fault: Fault, draw: Random) -> None:
+        self._network.loss = draw.random() * 0.3
+        self._network.duplication = draw.random() * 0.5
         self._later(fault.span, self._calm)
 
-    def _slow_links(self, fault: Fault, random: Random) -> None:
-        self._network.slow = random.random() * 0.3
-        self._network.slow_max = int(random.random() * 4 * self._election_timeout)
+    def _slow_links(self, fault: Fault, draw: Random) -> None:
+        self._network.slow = draw.random() * 0.3
+        self._network.slow_max = int(draw.random() * 4 * self._election_timeout)
         self._later(fault.span, self._calm)
 
     def _calm(self) -> None:
         self._network.loss = self._network.duplication = self._network.slow = 0.0
 
-    def _partition(self, kind: str, fault: Fault, random: Random) -> None:
+    def _partition(self, kind: str, fault: Fault, draw: Random) -> None:
         self._keys += 1
-        pairs = partition(kind, list(self._cluster.nodes), self._clients, random, self._cluster.leader())
+        pairs = partition(kind, list(self._cluster.nodes), self._clients, draw, self._cluster.leader())
         self._network.cut(self._keys, pairs)
         if kind == "flapping":
-            period = max(random.randrange(2 * self._election_timeout), MS)
+            period = max(draw.randrange(2 * self._election_timeout), MS)
             self._flap(self._keys, pairs, period, self._world.now + fault.span)
         else:
             self._later(fault.span, self._network.heal, self._keys)
@@ -220,33 +220,33 @@ class Faults:
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
-    def _kill(self, fault: Fault, random: Random) -> None:
-        self._crash(self._any(random), None, fault)
+    def _kill(self, fault: Fault, draw: Random) -> None:
+        self._crash(self._any(draw), None, fault)
 
-    def _kill_leader(self, fault: Fault, random: Random) -> None:
-        self._crash(self._leading(random), None, fault)
+    def _kill_leader(self, fault: Fault, draw: Random) -> None:
+        self._crash(self._leading(draw), None, fault)
 
-    def _power_loss(self, fault: Fault, random: Random) -> None:
+    def _power_loss(self, fault: Fault, draw: Random) -> None:
         """Of one node's disk: what it had not synced is gone, in part or in whole."""
-        self._crash(self._any(random), random.choice(("nothing", "random", "random")), fault)
+        self._crash(self._any(draw), draw.choice(("nothing", "random", "random")), fault)
 
     def _crash(self, node: Node, keep: str | None, fault: Fault) -> None:
         self._cluster.crash(node.id, keep)
         self._later(fault.span, self._cluster.start, node.id)
 
-    def _crash_in_write(self, fault: Fault, random: Random) -> None:
+    def _crash_in_write(self, fault: Fault, draw: Random) -> None:
         """In the middle of a call that changes the disk, soon."""
-        node = self._any(random)
-        node.disk.crash_after = random.choice((1, 2, 3, 5, 8, 20))
-        node.crash_keeps = random.choice((None, "nothing", "random")) if self._loss_window is None else None
+        node = self._any(draw)
+        node.disk.crash_after = draw.choice((1, 2, 3, 5, 8, 20))
+        node.crash_keeps = draw.choice((None, "nothing", "random")) if self._loss_window is None else None
         self._later(fault.span, self._stop_waiting, node)
         self._later(fault.span + 10 * MS, self._cluster.start, node.id)
 
-    def _crash_in_start(self, fault: Fault, random: Random) -> None:
-        node = self._any(random)
+    def _crash_in_start(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
         self._cluster.crash(node.id)
-        node.disk.crash_after = random.choice((1, 2, 3, 5, 8))
-        self._later(fault.span // 2, self._start_and_crash, node, random.choice((1, 2, 3, 5, 8)))
+        node.disk.crash_after = draw.choice((1, 2, 3, 5, 8))
+        self._later(fault.span // 2, self._start_and_crash, node, draw.choice((1, 2, 3, 5, 8)))
         self._later(fault.span + 10 * MS, self._cluster.start, node.id)
 
     def _start_and_crash(self, node: Node, calls: int) -> None:
@@ -259,27 +259,27 @@ class Faults:
     def _stop_waiting(self, node: Node) -> None:
         node.disk.crash_after = None
 
-    def _power_cut(self, fault: Fault, random: Random) -> None:
+    def _power_cut(self, fault: Fault, draw: Random) -> None:
         """Of the machine: everything stops, what is not synced may be gone; a new boot."""
         if self._loss_window is not None:
             stable = self._checkers.stable_before(self._world.now - self._loss_window)
             self._checkers.power_cut(stable)
             self._promises.power_cut(stable)
-        self._cluster.power_cut(random.choice(("nothing", "random", "random")))
+        self._cluster.power_cut(draw.choice(("nothing", "random", "random")))
         for node in self._cluster.nodes.values():
-            self._later(random.randrange(fault.span + 1), self._cluster.start, node.id)
+            self._later(draw.randrange(fault.span + 1), self._cluster.start, node.id)
 
-    def _transfer(self, fault: Fault, random: Random) -> None:
-        self._cluster.hand_over(self._leading(random).id, random.choice([0, *self._cluster.nodes]))
+    def _transfer(self, fault: Fault, draw: Random) -> None:
+        self._cluster.hand_over(self._leading(draw).id, draw.choice([0, *self._cluster.nodes]))
 
-    def _checkpoint(self, fault: Fault, random: Random) -> None:
-        self._cluster.checkpoint(self._any(random).id)
+    def _checkpoint(self, fault: Fault, draw: Random) -> None:
+        self._cluster.checkpoint(self._any(draw).id)
 
-    def _pause(self, fault: Fault, random: Random) -> None:
-        self._freeze(self._any(random), fault)
+    def _pause(self, fault: Fault, draw: Random) -> None:
+        self._freeze(self._any(draw), fault)
 
-    def _pause_leader(self, fault: Fault, random: Random) -> None:
-        self._freeze(self._leading(random), fault)
+    def _pause_leader(self, fault: Fault, draw: Random) -> None:
+        self._freeze(self._leading(draw), fault)
 
     def _freeze(self, node: Node, fault: Fault) -> None:
         self._cluster.pause(node.id)
@@ -287,43 +287,43 @@ class Faults:
 
     # -- disks --------------------------------------------------------------------------------------------------------
 
-    def _sync_error(self, fault: Fault, random: Random) -> None:
-        self._fail(self._any(random), "fdatasync", errno.EIO, fault)
+    def _sync_error(self, fault: Fault, draw: Random) -> None:
+        self._fail(self._any(draw), "fdatasync", errno.EIO, fault)
 
-    def _write_error(self, fault: Fault, random: Random) -> None:
-        self._fail(self._any(random), "pwritev", random.choice((errno.EIO, errno.ENOSPC)), fault)
+    def _write_error(self, fault: Fault, draw: Random) -> None:
+        self._fail(self._any(draw), "pwritev", draw.choice((errno.EIO, errno.ENOSPC)), fault)
 
-    def _read_error(self, fault: Fault, random: Random) -> None:
-        self._fail(self._any(random), "pread", errno.EIO, fault)
+    def _read_error(self, fault: Fault, draw: Random) -> None:
+        self._fail(self._any(draw), "pread", errno.EIO, fault)
 
     def _fail(self, node: Node, operation: str, code: int, fault: Fault) -> None:
         node.disk.fail(operation, code)
         self._later(fault.span + 20 * MS, self._cluster.start, node.id)
 
-    def _full(self, fault: Fault, random: Random) -> None:
-        node = self._any(random)
-        node.disk.capacity = random.randrange(1, 60_000)
+    def _full(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
+        node.disk.capacity = draw.randrange(1, 60_000)
         self._later(fault.span, self._make_room, node)
 
     def _make_room(self, node: Node) -> None:
         node.disk.capacity = None
         self._cluster.start(node.id)
 
-    def _slow_disk(self, fault: Fault, random: Random) -> None:
-        node = self._any(random)
-        node.slow_disk = random.choice((5, 50, 500, 2000)) * MS
+    def _slow_disk(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
+        node.slow_disk = draw.choice((5, 50, 500, 2000)) * MS
         self._later(fault.span, setattr, node, "slow_disk", 0)
 
-    def _flip_log(self, fault: Fault, random: Random) -> None:
+    def _flip_log(self, fault: Fault, draw: Random) -> None:
         """One bit of a segment, below the last proof that the bytes were synced; found at the next start."""
-        node = self._fragile(random)
-        place = None if node is None else self._place_in_log(node, random)
+        node = self._fragile(draw)
+        place = None if node is None else self._place_in_log(node, draw)
         if node is not None and place is not None:
             self._checkers.shadows[node.id].damaged = True
-            node.disk.flip(*place, random.randrange(8))
+            node.disk.flip(*place, draw.randrange(8))
             self._crash(node, None, fault)
 
-    def _place_in_log(self, node: Node, random: Random, room: int = 1) -> tuple[str, int] | None:
+    def _place_in_log(self, node: Node, draw: Random, room: int = 1) -> tuple[str, int] | None:
         """(path, offset) of `room` bytes below a proof, somewhere; None if there are none."""
         digest = cluster_digest(self._cluster.spec.cluster_id)
         places: list[tuple[str, int]] = []
@@ -334,34 +334,34 @@ class Faults:
             frames = find_frames(bytes(node.disk.durable[path].durable), SEGMENT_HEADER_BYTES, digest, segment_id)
             proven = max((frame.synced for frame in frames), default=0)
             if proven >= room:
-                places.append((path, random.randrange(proven - room + 1)))
-        return random.choice(places) if places else None
+                places.append((path, draw.randrange(proven - room + 1)))
+        return draw.choice(places) if places else None
 
-    def _flip_checkpoint(self, fault: Fault, random: Random) -> None:
-        node = self._fragile(random)
+    def _flip_checkpoint(self, fault: Fault, draw: Random) -> None:
+        node = self._fragile(draw)
         if node is None:
             return
         paths = [path for path in sorted(node.disk.current) if path.endswith(".ckpt")]
         if paths:
-            path = random.choice(paths)
+            path = draw.choice(paths)
             self._checkers.shadows[node.id].damaged = True
-            node.disk.flip(path, random.randrange(len(node.disk.current[path].current)), random.randrange(8))
+            node.disk.flip(path, draw.randrange(len(node.disk.current[path].current)), draw.randrange(8))
             self._crash(node, None, fault)
 
-    def _misread(self, fault: Fault, random: Random) -> None:
+    def _misread(self, fault: Fault, draw: Random) -> None:
         """At the next start one read brings bytes of another place."""
-        node = self._fragile(random)
-        place = None if node is None else self._place_in_log(node, random, 2 * UNIT)
+        node = self._fragile(draw)
+        place = None if node is None else self._place_in_log(node, draw, 2 * UNIT)
         if node is not None and place is not None:
             self._checkers.shadows[node.id].damaged = True
             self._cluster.crash(node.id)
             node.disk.misread(place[0], place[1] + UNIT - 1)
             self._later(fault.span, self._cluster.start, node.id)
 
-    def _lost_write(self, fault: Fault, random: Random) -> None:
+    def _lost_write(self, fault: Fault, draw: Random) -> None:
         """A write that the disk had reported durable never arrived; below the proof again."""
-        node = self._fragile(random)
-        place = None if node is None else self._place_in_log(node, random, 2 * UNIT)
+        node = self._fragile(draw)
+        place = None if node is None else self._place_in_log(node, draw, 2 * UNIT)
         if node is not None and place is not None:
             path, offset = place
             self._cluster.crash(node.id)
@@ -369,10 +369,10 @@ class Faults:
                 self._checkers.shadows[node.id].damaged = True
             self._later(fault.span, self._cluster.start, node.id)
 
-    def _wipe(self, fault: Fault, random: Random) -> None:
+    def _wipe(self, fault: Fault, draw: Random) -> None:
         """A new disk in the place of the old: the replica must not come back under its id."""
-        node = self._fragile(random)
-        if node is not None and random.random() < 0.3:
+        node = self._fragile(draw)
+        if node is not None and draw.random() < 0.3:
             self._checkers.shadows[node.id].damaged = True
             self._cluster.crash(node.id)
             node.disk.wipe()
@@ -380,16 +380,16 @@ class Faults:
 
     # -- clocks -------------------------------------------------------------------------------------------------------
 
-    def _wall_jump(self, fault: Fault, random: Random) -> None:
-        years = random.choice((-30, -1, 1, 30)) if random.random() < 0.3 else 0
-        node = self._any(random)
-        node.wall_offset_ms = years * 31_557_600_000 + random.randrange(-600_000, 600_000)
+    def _wall_jump(self, fault: Fault, draw: Random) -> None:
+        years = draw.choice((-30, -1, 1, 30)) if draw.random() < 0.3 else 0
+        node = self._any(draw)
+        node.wall_offset_ms = years * 31_557_600_000 + draw.randrange(-600_000, 600_000)
 
-    def _deaf_leader(self, fault: Fault, random: Random) -> None:
+    def _deaf_leader(self, fault: Fault, draw: Random) -> None:
         """Cut off from its peers but not from all clients, with timers so late that it does not notice."""
-        node = self._leading(random)
+        node = self._leading(draw)
         self._keys += 1
-        with_it = [client for client in self._clients if random.random() < 0.5]
+        with_it = [client for client in self._clients if draw.random() < 0.5]
         others = [other for other in (*self._cluster.nodes, *self._clients) if other not in (node.id, *with_it)]
         self._network.cut(self._keys, [pair for other in others for pair in ((node.id, other), (other, node.id))])
         apart = [other for other in others if other in self._cluster.nodes]
@@ -399,7 +399,7 @@ class Faults:
         self._later(fault.span, self._network.heal, -self._keys)
         self._later(fault.span, setattr, node, "late", 0)
 
-    def _late_timers(self, fault: Fault, random: Random) -> None:
-        node = self._any(random)
-        node.late = random.choice((1, 20, 200, 1000)) * MS
+    def _late_timers(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
+        node.late = draw.choice((1, 20, 200, 1000)) * MS
         self._later(fault.span, setattr, node, "late", 0)

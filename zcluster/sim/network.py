@@ -70,12 +70,12 @@ class Network:
         self.sent += 1
         if self._cut and (source, target) in self._cut:
             return
-        random = self._random.random
-        if self.loss and random() < self.loss:
+        draw = self._random.random
+        if self.loss and draw() < self.loss:
             return
         self._world.after(self._delay(), self._arrive, self._boot, source, target, deliver, arguments)
-        if self.duplication and random() < self.duplication:
-            again = self._delay() + int(random() * COPY_LATER_MAX)
+        if self.duplication and draw() < self.duplication:
+            again = self._delay() + int(draw() * COPY_LATER_MAX)
             self._world.after(again, self._arrive, self._boot, source, target, deliver, arguments)
 
     def stream(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
@@ -97,15 +97,15 @@ class Network:
             deliver(*arguments)
 
     def _delay(self) -> Nanoseconds:
-        random = self._random.random
-        if self.slow and random() < self.slow:
-            return int(random() * self.slow_max)
+        draw = self._random.random
+        if self.slow and draw() < self.slow:
+            return int(draw() * self.slow_max)
         low, high = self.latency
-        return low + int(random() * (high - low))
+        return low + int(draw() * (high - low))
 
 
 def partition(
-    kind: str, replicas: Sequence[int], endpoints: Sequence[int], random: Random, leader: int = 0
+    kind: str, replicas: Sequence[int], endpoints: Sequence[int], draw: Random, leader: int = 0
 ) -> list[tuple[int, int]]:
     """The directions that a partition cuts.
 
@@ -116,16 +116,16 @@ def partition(
         endpoints: clients; each sides with one replica of its group where there are groups.
     """
     order = list(replicas)
-    random.shuffle(order)
+    draw.shuffle(order)
     middle = max(1, len(order) // 2)
     if kind == "halves":
         sides = [order[:middle], order[middle:]]
-        return _between(_with_clients(sides, endpoints, random))
+        return _between(_with_clients(sides, endpoints, draw))
     if kind in ("isolate", "flapping"):
         return _between([[order[0]], [*order[1:], *endpoints]])
     if kind == "one_way":
-        others = [*order[1:], *(endpoints if random.random() < 0.5 else ())]
-        outward = random.random() < 0.5
+        others = [*order[1:], *(endpoints if draw.random() < 0.5 else ())]
+        outward = draw.random() < 0.5
         return [(order[0], other) if outward else (other, order[0]) for other in others]
     if kind == "bridge" or len(order) < 4:
         if order[0] == leader:
@@ -138,10 +138,10 @@ def partition(
     return [(a, b) for a in order for b in order if a != b and (a, b) not in near]
 
 
-def _with_clients(sides: list[list[int]], endpoints: Sequence[int], random: Random) -> list[list[int]]:
+def _with_clients(sides: list[list[int]], endpoints: Sequence[int], draw: Random) -> list[list[int]]:
     groups = [list(side) for side in sides]
     for endpoint in endpoints:
-        groups[random.randrange(len(groups))].append(endpoint)
+        groups[draw.randrange(len(groups))].append(endpoint)
     return groups
 
 

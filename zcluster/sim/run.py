@@ -81,24 +81,24 @@ class Run:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.world = World(case.seed)
-        random = self.world.random("plan")
-        count = case.nodes or random.choice((3, 3, 3, 4, 5, 5, 6, 7))
-        self.election_timeout = random.choice((150, 300, 600)) * MS
-        durability = random.choice(("fsync",) * 5 + ("interval:20ms", "interval:200ms", "none"))
+        draw = self.world.random("plan")
+        count = case.nodes or draw.choice((3, 3, 3, 4, 5, 5, 6, 7))
+        self.election_timeout = draw.choice((150, 300, 600)) * MS
+        durability = draw.choice(("fsync",) * 5 + ("interval:20ms", "interval:200ms", "none"))
         if case.calm:
             self.election_timeout, durability = 600 * MS, "fsync"
-        self.drifts = not case.calm and CLOCK in case.groups and random.random() < 0.15
+        self.drifts = not case.calm and CLOCK in case.groups and draw.random() < 0.15
         self.weak = durability != "fsync"
-        spec = _spec(case.seed, count, durability, self.election_timeout, random)
+        spec = _spec(case.seed, count, durability, self.election_timeout, draw)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
-            self.network.latency = random.choice(LATENCIES)
+            self.network.latency = draw.choice(LATENCIES)
         self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
-        self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, random))
-        self.clients = self._make_clients(random)
-        self.span = case.span or random.choice((3, 6, 10, 20)) * 1000 * MS
+        self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
+        self.clients = self._make_clients(draw)
+        self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
         if self.weak:
             interval = int(durability.removeprefix("interval:").removesuffix("ms") or 0) if durability != "none" else 0
@@ -120,7 +120,7 @@ class Run:
             schedule = []
         self.schedule = [fault for i, fault in enumerate(schedule) if case.only is None or i in case.only]
 
-    def _options(self, spec: ClusterSpec, random: Random) -> Options:
+    def _options(self, spec: ClusterSpec, draw: Random) -> Options:
         timeout = self.election_timeout
         return Options(
             spec=spec,
@@ -128,28 +128,28 @@ class Run:
                 election_timeout=timeout,
                 heartbeat_interval=timeout // 4,
                 lease_margin=timeout // 10,
-                batch_bytes_max=random.choice((400, 4000, 1 << 20)),
-                inflight_max=random.choice((1, 2, 8)),
-                retained_bytes_max=random.choice((0, 500, 5000, 1 << 20)),
+                batch_bytes_max=draw.choice((400, 4000, 1 << 20)),
+                inflight_max=draw.choice((1, 2, 8)),
+                retained_bytes_max=draw.choice((0, 500, 5000, 1 << 20)),
             ),
             core_class=self.case.core_class,
             new_machine=self.case.new_machine,
-            service=random.choice((20, 100, 400)) * MS // 1000,
-            disk=random.choice(((MS // 20, MS // 5), (MS // 5, 2 * MS), (MS, 10 * MS))),
-            chunk_bytes=random.choice((300, 2000, 256 << 10)),
-            sector=random.choice((512, 4096)),
-            drift={n.replica_id: random.randrange(100_000_000) for n in spec.nodes} if self.drifts else {},
-            notices_lost=random.choice((0.0, 0.0, 0.3, 1.0)),
+            service=draw.choice((20, 100, 400)) * MS // 1000,
+            disk=draw.choice(((MS // 20, MS // 5), (MS // 5, 2 * MS), (MS, 10 * MS))),
+            chunk_bytes=draw.choice((300, 2000, 256 << 10)),
+            sector=draw.choice((512, 4096)),
+            drift={n.replica_id: draw.randrange(100_000_000) for n in spec.nodes} if self.drifts else {},
+            notices_lost=draw.choice((0.0, 0.0, 0.3, 1.0)),
         )
 
-    def _make_clients(self, random: Random) -> list[SimulatedClient]:
+    def _make_clients(self, draw: Random) -> list[SimulatedClient]:
         levels = (wire.LINEARIZABLE, wire.LEASE, wire.BOUNDED, wire.EVENTUAL)
         load = Load(
-            sessions=random.choice((1, 2, 3)),
-            callers=random.choice((1, 2, 4)),
-            keys=random.choice((1, 3, 8)),
-            think=random.choice((5, 20, 100, 1500)) * MS,
-            read_share=random.choice((0.1, 0.4, 0.7, 0.95)),
+            sessions=draw.choice((1, 2, 3)),
+            callers=draw.choice((1, 2, 4)),
+            keys=draw.choice((1, 3, 8)),
+            think=draw.choice((5, 20, 100, 1500)) * MS,
+            read_share=draw.choice((0.1, 0.4, 0.7, 0.95)),
             levels=(wire.LINEARIZABLE, wire.EVENTUAL) if self.drifts else levels,
         )
         if self.case.calm:
@@ -289,17 +289,17 @@ def run_case(case: Case) -> Outcome:
     return Run(case).run()
 
 
-def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds, random: Random) -> ClusterSpec:
+def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds, draw: Random) -> ClusterSpec:
     """A cluster as `up` would describe it, but with small segments and checkpoints so that they roll often."""
     settings = Settings(
         nodes=count,
         durability=durability,
         election_timeout_ms=election_timeout // MS,
         heartbeat_ms=election_timeout // MS // 4,
-        segment_bytes=random.choice((4096, 8192, 32768)),
-        checkpoint_bytes=random.choice((500, 2000, 10_000)),
-        checkpoint_seconds=random.choice((0, 3)),
-        sessions_max=random.choice((16, 10_000)),
+        segment_bytes=draw.choice((4096, 8192, 32768)),
+        checkpoint_bytes=draw.choice((500, 2000, 10_000)),
+        checkpoint_seconds=draw.choice((0, 3)),
+        sessions_max=draw.choice((16, 10_000)),
     )
     return ClusterSpec(
         format=FORMAT,
