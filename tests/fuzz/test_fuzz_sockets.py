@@ -19,7 +19,8 @@ from tests.unit.storage.stores import CHECKPOINTS, meta
 from zcluster import wire
 from zcluster.config import CLIENT, WORKER, ClusterSpec, NodeSpec, make_settings
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node.install import Piece, SnapshotReceiver
+from zcluster.node.install import SnapshotReceiver
+from zcluster.node.transfer import Piece
 from zcluster.storage.checkpoint import CheckpointFile, CheckpointWriter
 from zcluster.tasks import protocol as p
 from zcluster.tasks.router import Router
@@ -218,7 +219,7 @@ def test_chunks_in_any_order_install_the_true_checkpoint_or_nothing(story: list[
         try:
             for sender, offset, length, kind in [*story, (0, 0, 400, "whole"), (0, -1, 1 << 20, "whole")]:
                 size = file.size - (kind == "other size")
-                at = receiver._offset if offset == -1 else offset
+                at = receiver._incoming.offset if offset == -1 else offset
                 data = file.read_at(max(at, 0), length)
                 if kind == "damaged":
                     data = bytes(byte ^ 1 for byte in data)

@@ -57,8 +57,11 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "submit": Place("task", "submit", "Run a function on a worker"),
         "run": Place("task", "run", "Run a script against a cluster"),
     },
-    "Measure": {"bench": Place("bench", "bench", "Throughput and latency: bench kv, bench tasks")},
-    "Prove": {"check": Place("check", "check", "Check that a recorded history is linearizable")},
+    "Measure and prove": {
+        "bench": Place("bench", "bench", "Throughput and latency: bench kv, bench tasks"),
+        "sim": Place("sim", "sim", "Seeded faults in a simulated world, every step checked"),
+        "check": Place("check", "check", "Check that a recorded history is linearizable"),
+    },
     "The tool itself": {
         "config": Place("meta", "config", "Show settings and their origin: config show"),
         "completion": Place("meta", "completion", "Print a shell's completion script"),

@@ -51,8 +51,8 @@ def summarize(core: Raft) -> Summary:
     )
 
 
-def check_state(core: Raft) -> None:
-    """One state, by itself."""
+def check_state(core: Raft, checked: Index = 0) -> None:
+    """One state, by itself. `checked`: entries up to here were checked in an earlier state, and are committed."""
     log, writes = core.log, core.writes
     assert 0 <= log.base_index <= core.handed_index <= core.commit_index <= log.last_index
     assert log.last_term <= core.term
@@ -72,15 +72,17 @@ def check_state(core: Raft) -> None:
         assert core.id in {*current.voters, *core.membership.at(core.commit_index).voters}
         assert core.leader == NO_REPLICA
         assert core.election_at < NEVER
-    _check_log(core)
+    _check_log(core, checked)
     if core.leadership is not None:
         _check_leadership(core)
 
 
-def _check_log(core: Raft) -> None:
+def _check_log(core: Raft, checked: Index) -> None:
     log = core.log
-    index, term = log.base_index, log.base_term
-    for entry in log.tail(log.first_index):
+    index = max(log.base_index, checked)
+    term = log.term(index)
+    assert term is not None
+    for entry in log.tail(index + 1):
         assert entry.index == index + 1 and entry.epoch >= term
         index, term = entry.index, entry.epoch
     assert index == log.last_index

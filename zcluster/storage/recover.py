@@ -33,13 +33,21 @@ from typing import Final
 import msgspec
 
 from zcluster.errors import Conflict, Corrupt, StorageError, WrongCluster
+from zcluster.storage import record
 from zcluster.storage.checkpoint import DAMAGED, CheckpointInfo, list_checkpoints, remove_leftovers, set_aside, verify
 from zcluster.storage.disk import Disk, storage_error
 from zcluster.storage.identity import IDENTITY, IDENTITY_TEMPORARY, check_identity, read_identity, write_identity
 from zcluster.storage.proof import PROOF, read_proof
 from zcluster.storage.record import StartMark, WalState, cluster_digest
-from zcluster.storage.replay import Chain, Replay, assemble, newest_state
-from zcluster.storage.segment import Segment, is_spare_name, parse_segment_name, read_segment
+from zcluster.storage.replay import Chain, Kept, Replay, assemble, newest_state
+from zcluster.storage.segment import (
+    SEGMENT_HEADER_BYTES,
+    Segment,
+    decode_segment_header,
+    is_spare_name,
+    parse_segment_name,
+    read_segment,
+)
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
 from zcluster.types import Entry, HardState, Identity, Nanoseconds, SnapshotMeta, Term, WriteBatch
 
@@ -346,6 +354,7 @@ class _Recovery:
         position.spares = self._spares()
         handle = self._disk.open(active.segment.path)
         try:
+            self._write_again(handle, active)
             for stray in active.segment.scan.strays:  # unsynced frames behind the tear: they must never match again
                 self._disk.pwritev(handle, [bytes(4)], stray.offset)
             self._disk.fdatasync(handle)
@@ -359,6 +368,23 @@ class _Recovery:
         self._note_checkpoint(wal, checkpoint, max(chain.floor, self._replay.floor))
         wal.sync()
         return wal
+
+    def _write_again(self, handle: int, active: Kept) -> None:
+        """What no frame proves to be synced may be in the page cache only, and marked clean there by a failed sync of
+        the process before: then another sync would succeed and save nothing. Written again it is dirty again.
+        Raises: Corrupt if the bytes are not those that were read before: nothing unchecked is ever written."""
+        segment, last = active.segment, active.segment.scan.last
+        assert last is not None, "a segment without a frame was never begun"
+        data = self._disk.pread(handle, active.end, 0)
+        place = max(last.synced, SEGMENT_HEADER_BYTES)
+        good = decode_segment_header(segment.path, data, self._digest) == segment.header
+        while good and place < active.end:
+            frame = record.decode_frame(data, place, self._digest, segment.id)
+            good = frame is not None and frame.valid
+            place = frame.end if frame is not None else place
+        if not good:
+            raise Corrupt(segment.path, place, "it was readable a moment ago")
+        self._disk.pwritev(handle, [data[last.synced :]], last.synced)
 
     def _repair(self, chain: Chain, position: WalPosition, checkpoint: _Usable | None) -> Wal:
         """Begin a new segment behind the readable part; only then put away what is not readable."""

@@ -14,7 +14,8 @@ import zmq
 from zcluster import wire
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node.install import DONE, MORE, REFUSED, Answer, Installed, Piece, SnapshotReceiver
+from zcluster.node.install import SnapshotReceiver
+from zcluster.node.transfer import DONE, MORE, REFUSED, Answer, Installed, Piece
 from zcluster.storage.checkpoint import CheckpointWriter, list_checkpoints
 from zcluster.storage.disk import PosixDisk
 from zcluster.transport.peers import Envelope

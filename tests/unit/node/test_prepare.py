@@ -12,7 +12,7 @@ from zcluster.config import ClusterSpec, NodeSpec, make_settings
 from zcluster.consensus.api import Settings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node.__main__ import Refused, check_usable, new_replica, open_node_store, recovered_core
+from zcluster.node.start import Refused, check_usable, new_replica, open_node_store, recovered_core
 from zcluster.storage.recover import RecoveredStore, Store
 from zcluster.types import MS, Configuration, WriteBatch
 
@@ -28,7 +28,7 @@ SPEC = ClusterSpec(
 
 
 def open_store(disk: FaultyDisk, spec: ClusterSpec = SPEC, *, create: bool = False) -> Store:
-    return open_node_store(disk, spec, "n1", create=create)
+    return open_node_store(disk, spec, "n1", create=create, boot_id="boot-1")
 
 
 def core(store: Store, spec: ClusterSpec = SPEC) -> Raft:

@@ -15,9 +15,9 @@ from zcluster import wire
 from zcluster.config import CLIENT, ClusterSpec, NodeSpec, make_settings
 from zcluster.machines.mux import ClusterMachine
 from zcluster.node import server as server_module
-from zcluster.node.__main__ import new_replica, open_node_store
 from zcluster.node.replica import Effects
 from zcluster.node.server import Server
+from zcluster.node.start import new_replica, open_node_store
 from zcluster.storage.disk import PosixDisk
 from zcluster.storage.writer import Completion
 from zcluster.transport.peers import Envelope
@@ -88,7 +88,7 @@ def server(directory: Path, writer: HandWriter) -> Iterator[Server]:
         directory=str(directory),
     )
     disk = PosixDisk()
-    store = open_node_store(disk, spec, "n1", create=True)
+    store = open_node_store(disk, spec, "n1", create=True, boot_id="boot-1")
     machine = ClusterMachine(64, 1024, 16)
     made = Server(
         spec,

@@ -12,7 +12,7 @@ Two views of everything: `current` is what processes see (the page cache), `dura
   the power in the middle of the n-th changing operation (a write may have reached the page cache in part), `flip`,
   `overwrite` and `cut` damage what is there.
 * After a failed `fdatasync` the unsynced sectors are neither durable nor tried again, as on Linux: syncing once more
-  reports success and saves nothing.
+  reports success and saves nothing, until they are written again.
 """
 
 from __future__ import annotations
@@ -308,4 +308,6 @@ class FaultyDisk:
             inode.dirty |= set(range(len(inode.current) // SECTOR, offset // SECTOR + 1))
             inode.current += bytes(offset - len(inode.current))
         inode.current[offset : offset + len(data)] = data
-        inode.dirty |= set(range(offset // SECTOR, (offset + len(data) - 1) // SECTOR + 1))
+        written = set(range(offset // SECTOR, (offset + len(data) - 1) // SECTOR + 1))
+        inode.dirty |= written
+        inode.lost -= written  # a page that is written again is dirty again

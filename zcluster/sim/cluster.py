@@ -1,0 +1,638 @@
+"""The nodes of a world: production replicas on simulated disks and links, and the loop around each.
+
+A `Node` has a disk and, while it is up, a `Life`: one incarnation of one process, started by the very steps of
+`node.start`. The loop is that of `node.server`: everything that has arrived, in the same order, one `turn`, then its
+effects, messages first. A node that is busy takes what arrives meanwhile in its next turn. The disk works beside it.
+
+What may go wrong at any moment ends up here: a disk call that is the last one (`Crashed`), an error of the disk, which
+stops the process, a kill, a pause, a power cut of the whole machine (a new boot id: only then may unsynced data of weak
+modes go). The kernel of the machine tells survivors whose process has exited, late or never, and answers when asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from zcluster import wire
+from zcluster.config import ClusterSpec
+from zcluster.consensus.api import AnyMessage, InstallSnapshot
+from zcluster.consensus.api import Settings as CoreSettings
+from zcluster.consensus.raft import Raft
+from zcluster.errors import Corrupt, StorageError, WrongCluster
+from zcluster.machines.api import Machine
+from zcluster.node import start, transfer
+from zcluster.node.replica import Effects, Replica
+from zcluster.sim.checkers import Checkers, WatchedMachine
+from zcluster.sim.disk import Crashed, SimulatedDisk
+from zcluster.sim.network import CLIENTS, Network
+from zcluster.sim.world import Violation, World
+from zcluster.storage.checkpoint import CheckpointWriter, prune
+from zcluster.storage.recover import Store
+from zcluster.storage.writer import InlineWriter
+from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId, SnapshotMeta
+
+Received = tuple[ReplicaId, int, bytes]
+Request = tuple[bytes, int, int, bytes]
+WALL_MS: Final = 1_700_000_000_000
+OPERATOR: Final = b""  # a client nobody answers
+ASLEEP: Final[Nanoseconds] = 10 * MS  # a paused process is looked at again after so long
+
+_decode = msgspec.msgpack.Decoder(AnyMessage).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Options(msgspec.Struct, kw_only=True):
+    """How the nodes of a world are made and how fast they are.
+
+    service: from one turn of a node to the next; disk: bounds of one write with its sync; drift: local nanoseconds a
+    world's second that a node's clock gains, by replica; notices_lost: share of lost news about exits.
+    """
+
+    spec: ClusterSpec
+    core: CoreSettings
+    core_class: type[Raft] = Raft
+    new_machine: Callable[[ClusterSpec], Machine] = start.new_machine
+    service: Nanoseconds = MS // 10
+    disk: tuple[Nanoseconds, Nanoseconds] = (MS // 10, MS // 2)
+    chunk_bytes: int = 2048
+    sector: int = 512
+    drift: dict[ReplicaId, int] = {}
+    notices_lost: float = 0.0
+
+
+class Capture:
+    """A checkpoint being written."""
+
+    __slots__ = ("chunks", "meta", "size_bytes", "writer")
+
+    def __init__(self, meta: SnapshotMeta, chunks: Iterator[bytes]) -> None:
+        self.meta = meta
+        self.chunks = chunks
+        self.writer: CheckpointWriter | None = None
+        self.size_bytes = 0
+
+
+class Life:
+    """One process. What has arrived and waits for the next turn is in the lists."""
+
+    def __init__(self, node: Node, store: Store, writer: InlineWriter, incarnation: int, replica: Replica) -> None:
+        self.node = node
+        self.store = store
+        self.writer = writer
+        self.incarnation = incarnation
+        self.replica = replica
+        self.received: list[Received] = []
+        self.requests: list[Request] = []
+        self.pieces: list[tuple[Any, ReplicaId, int, transfer.Piece, bytes]] = []
+        self.lost: list[tuple[ReplicaId, int]] = []
+        self.statuses: list[tuple[ReplicaId, bool]] = []
+        self.checkpoints: list[tuple[SnapshotMeta, Exception | None, int]] = []
+        self.installed: transfer.Installed | None = None
+        self.installing: tuple[Any, ReplicaId, int, transfer.Piece] | None = None
+        self.persisted_seq = 0
+        self.watched: dict[ReplicaId, int] = {}
+        self.clients: dict[bytes, None] = {}
+        self.sending: dict[ReplicaId, transfer.Outgoing] = {}
+        self.incoming: transfer.Incoming | None = None
+        self.capture: Capture | None = None
+        self.disk_due: Nanoseconds = NEVER
+        self.errors = node.disk.errors
+        self.turn_pending = False
+        self.free_at: Nanoseconds = 0
+        self.wake_at: Nanoseconds = NEVER
+
+
+class Node:
+    """A data directory, and whoever serves from it. out: it refused to start, for good."""
+
+    def __init__(self, replica: ReplicaId, name: str, disk: SimulatedDisk) -> None:
+        self.id = replica
+        self.name = name
+        self.disk = disk
+        self.life: Life | None = None
+        self.created = False
+        self.paused = False
+        self.out = ""
+        self.crash_keeps: str | None = None  # of the unsynced data, in a crash in the middle of a call
+        self.wall_offset_ms = 0
+        self.late: Nanoseconds = 0
+        self.slow_disk: Nanoseconds = 0
+        self.drift = 0
+
+
+class Cluster:
+    """All nodes, and the kernel of their machine. `on_up`, `on_down`: told of every start and end of a process."""
+
+    def __init__(self, world: World, network: Network, checkers: Checkers, options: Options) -> None:
+        self.options = options
+        self.spec = options.spec
+        self.nodes: dict[ReplicaId, Node] = {}
+        self.boot = 1
+        self.on_up: Callable[[ReplicaId], None] = _nothing
+        self.on_down: Callable[[ReplicaId], None] = _nothing
+        self.on_reply: Callable[[bytes, ReplicaId, bytes, bytes], None] = _nothing
+        self._world = world
+        self._network = network
+        self._checkers = checkers
+        self._random = world.random("cluster")
+        self._exited: dict[tuple[ReplicaId, int], None] = {}
+        for spec in self.spec.nodes:
+            disk = SimulatedDisk(world.random(f"disk {spec.name}"), options.sector)
+            self.nodes[spec.replica_id] = node = Node(spec.replica_id, spec.name, disk)
+            node.drift = options.drift.get(spec.replica_id, 0)
+
+    # -- questions ----------------------------------------------------------------------------------------------------
+
+    def leader(self) -> ReplicaId:
+        """Who leads in the highest term among those that are up; 0 if nobody does."""
+        found = [(life.replica.core.term, life.node.id) for life in self.lives() if life.replica.core.is_leader]
+        return max(found)[1] if found else 0
+
+    def lives(self) -> list[Life]:
+        return [node.life for node in self.nodes.values() if node.life is not None]
+
+    def core(self, life: Life) -> Raft:
+        core = life.replica.core
+        assert isinstance(core, Raft)
+        return core
+
+    def _now(self, node: Node) -> Nanoseconds:
+        """By the node's own clock."""
+        now = self._world.now
+        return now + now * node.drift // 1_000_000_000 if node.drift else now
+
+    # -- lives --------------------------------------------------------------------------------------------------------
+
+    def start(self, replica: ReplicaId, *, keep_fault: bool = False) -> None:
+        """Start the process, unless it runs or must not. One that fails by a passing error may be started again.
+        `keep_fault`: a crash arranged at the disk may happen in the course of it."""
+        node = self.nodes[replica]
+        if node.life is not None or node.out:
+            return
+        node.paused = False
+        if not keep_fault:
+            node.disk.kill()
+        errors = node.disk.errors
+        try:
+            life = self._begin(node)
+            life.errors = errors
+        except Crashed:
+            self.crash(replica, node.crash_keeps)
+            self._restart_later(node)
+            return
+        except (start.Refused, WrongCluster, Corrupt) as error:
+            if node.disk.errors != errors:
+                self._restart_later(node)
+                return
+            if not self._checkers.shadows[replica].damaged:
+                raise Violation("recovery", f"{node.name}: a healthy disk is refused: {error}") from error
+            node.out = str(error)
+            self._world.trace.add(self._world.now, replica, "refused")
+            return
+        except StorageError as error:
+            if node.disk.errors == errors and not self._checkers.shadows[replica].damaged:
+                raise Violation("recovery", f"{node.name} does not start: {error}") from error
+            self._restart_later(node)
+            return
+        node.life = life
+        node.created = True
+        self._world.trace.add(self._world.now, replica, "start")
+        self.on_up(replica)
+        self._guard(life, self._turn, life)
+
+    def _begin(self, node: Node) -> Life:
+        options, disk = self.options, node.disk
+        create = not all(other.created for other in self.nodes.values())
+        store = start.open_node_store(disk, self.spec, node.name, create=create, boot_id=f"boot-{self.boot}")
+        found = store.recovered
+        start.check_usable(store, self.spec, node.name)
+        self._checkers.recovered(node.id, found)
+        writer = InlineWriter(
+            store.wal, self.spec.settings.durability, _nothing, lambda: self._now(node), immediate=False
+        )
+        incarnation = start.take_incarnation(writer, _nothing, found)
+        fresh = 0 if found.checkpoint_path is None else None
+        machine = WatchedMachine(options.new_machine(self.spec), node.id, self._checkers, fresh)
+        start.restore_machine(disk, machine, found)
+        watched: dict[ReplicaId, int] = {}
+
+        def verify_death(replica: ReplicaId, incarnation: int) -> bool:
+            return watched.get(replica) == incarnation and (replica, incarnation) in self._exited
+
+        replica = start.new_replica(
+            self.spec,
+            store,
+            machine,
+            incarnation,
+            verify_death,
+            self._now(node),
+            settings=options.core,
+            core_class=options.core_class,
+        )
+        life = Life(node, store, writer, incarnation, replica)
+        life.watched = watched
+        life.incoming = transfer.Incoming(
+            disk,
+            store.checkpoints,
+            self.spec.cluster_id,
+            lambda: WatchedMachine(options.new_machine(self.spec), node.id, self._checkers, None),
+        )
+        return life
+
+    def crash(self, replica: ReplicaId, keep: str | None = None) -> None:
+        """SIGKILL. `keep`: what survives of the unsynced data too ("nothing", "random", "all"); None: all, in the
+        page cache."""
+        node = self.nodes[replica]
+        life, node.life = node.life, None
+        node.paused = False
+        if keep is None:
+            node.disk.kill()
+        else:
+            node.disk.lose_cache(keep)
+        if life is None:
+            return
+        self._world.trace.add(self._world.now, replica, "exit")
+        self._exited[replica, life.incarnation] = None
+        self._checkers.exited(replica)
+        for other in self.lives():
+            if other.watched.get(replica) == life.incarnation and self._random.random() >= self.options.notices_lost:
+                self._world.after(self._random.randrange(2 * MS), self._notice, other, replica, life.incarnation)
+        self.on_down(replica)
+
+    def power_cut(self, keep: str) -> None:
+        """The machine loses its power: every process, every page cache, and the boot id."""
+        self._world.trace.add(self._world.now, 0, "power cut")
+        self._network.forget()
+        for replica in self.nodes:
+            self.crash(replica, keep)
+        self.boot += 1
+
+    def hand_over(self, replica: ReplicaId, to: ReplicaId) -> None:
+        """Somebody asks the node to hand leadership over (0: to whom it likes)."""
+        self._ask(replica, wire.TRANSFER, wire.encode([to]))
+
+    def checkpoint(self, replica: ReplicaId) -> None:
+        self._ask(replica, wire.CHECKPOINT, b"")
+
+    def _ask(self, replica: ReplicaId, kind: int, body: bytes) -> None:
+        life = self.nodes[replica].life
+        if life is not None:
+            life.requests.append((OPERATOR, kind, 0, body))
+            self._poke(life)
+
+    def pause(self, replica: ReplicaId) -> None:
+        if self.nodes[replica].life is not None:
+            self.nodes[replica].paused = True
+
+    def resume(self, replica: ReplicaId) -> None:
+        node = self.nodes[replica]
+        node.paused = False
+        if node.life is not None:
+            self._poke(node.life)
+
+    def _notice(self, life: Life, replica: ReplicaId, incarnation: int) -> None:
+        if life.node.life is life and life.watched.get(replica) == incarnation:
+            self._world.trace.add(self._world.now, life.node.id, "exit notice")
+            life.lost.append((replica, incarnation))
+            self._poke(life)
+
+    def _guard(self, life: Life, action: Callable[..., None], *arguments: Any) -> None:
+        """Run a part of a process; it may end in it."""
+        try:
+            action(*arguments)
+        except Crashed:
+            self.crash(life.node.id, life.node.crash_keeps)
+            self._restart_later(life.node)
+        except StorageError as error:
+            if life.node.disk.errors == life.errors:
+                raise Violation("storage", f"{life.node.name} stops without a fault of its disk: {error}") from error
+            self.crash(life.node.id)
+            self._restart_later(life.node)
+
+    def _restart_later(self, node: Node) -> None:
+        """The supervisor starts what died by itself."""
+        self._world.after(self._random.randrange(100 * MS, 2000 * MS), self.start, node.id)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def _poke(self, life: Life) -> None:
+        """Something has arrived: take a turn, now or when the last one is over."""
+        if life.turn_pending or life.node.paused:
+            return
+        if self._world.now >= life.free_at:
+            self._guard(life, self._turn, life)
+        else:
+            life.turn_pending = True
+            self._world.at(life.free_at, self._late_turn, life)
+
+    def _late_turn(self, life: Life) -> None:
+        life.turn_pending = False
+        if life.node.life is life and not life.node.paused:
+            self._guard(life, self._turn, life)
+
+    def _turn(self, life: Life) -> None:
+        node, replica = life.node, life.replica
+        if life.pieces:
+            self._take_pieces(life)
+        now = self._now(node)
+        self._feed(life, replica, now)
+        wall_ms = WALL_MS + self._world.now // MS + node.wall_offset_ms
+        self._carry_out(life, replica.turn(now, wall_ms), now)
+        replica.machine.maintain()
+        self._checkers.stepped(node.id, self.core(life))
+        life.free_at = self._world.now + self.options.service
+        self._schedule_wake(life)
+
+    def _feed(self, life: Life, replica: Replica, now: Nanoseconds) -> None:
+        """The order is that of `node.server`."""
+        completion = life.writer.completed()
+        if completion.seq != life.persisted_seq:
+            life.persisted_seq = completion.seq
+            self._checkers.persisted(life.node.id, completion.seq)
+            replica.persisted(completion.seq, now)
+        if completion.error is not None:
+            raise completion.error
+        if life.received:
+            received, life.received = life.received, []
+            for sender, incarnation, body in received:
+                if incarnation > life.watched.get(sender, -1):
+                    life.watched[sender] = incarnation
+                    if (sender, incarnation) in self._exited:
+                        life.lost.append((sender, incarnation))
+                replica.peer_message(sender, incarnation, _decode(body), now)
+        if life.requests:
+            requests, life.requests = life.requests, []
+            for client, kind, request, body in requests:
+                replica.client_message(client, kind, request, body, now)
+        if life.lost:
+            lost, life.lost = life.lost, []
+            for dead, incarnation in lost:
+                replica.peer_lost(dead, incarnation, now)
+        if life.installed is not None:
+            installed, life.installed = life.installed, None
+            replica.install(installed.sender, installed.incarnation, installed.message, installed.machine, now)
+        if life.statuses:
+            statuses, life.statuses = life.statuses, []
+            for to, ok in statuses:
+                replica.snapshot_status(to, ok, now)
+        if life.checkpoints:
+            checkpoints, life.checkpoints = life.checkpoints, []
+            for meta, error, size in checkpoints:
+                replica.checkpoint_done(meta, error, now, size)
+        if now >= replica.next_deadline():
+            self._world.trace.add(self._world.now, life.node.id, "deadline")
+            replica.deadline(now)
+
+    def _carry_out(self, life: Life, out: Effects, now: Nanoseconds) -> None:
+        me, network, checkers = life.node.id, self._network, self._checkers
+        for batch in out.writes:
+            checkers.submitted(me, batch)
+        encoded, body = None, b""
+        for to, message in out.messages:
+            if message is not encoded:
+                encoded, body = message, _encode(message)
+            checkers.sent(me, to, message)
+            network.send(me, to, self._peer_arrived, to, (me, life.incarnation, body))
+        for batch in out.writes:
+            life.writer.submit(batch)
+        for client, head, body in out.replies:
+            self.on_reply(client, me, head, body)
+        if out.announce is not None:
+            head, body = wire.pack_head(wire.LEADER, 0), wire.encode(out.announce)
+            for client in life.clients:
+                self.on_reply(client, me, head, body)
+        for to, meta in out.snapshot_sends:
+            self._send_checkpoint(life, to, meta, now)
+        if out.compacted is not None:
+            oldest = prune(life.node.disk, life.store.checkpoints, keep=2)
+            life.writer.trim(oldest + 1)
+            self._schedule_disk(life)
+        if out.writes:
+            self._schedule_disk(life)
+        if out.capture is not None:
+            life.capture = Capture(out.capture[0], out.capture[1].chunks())
+            self._world.after(self._random.randrange(MS), self._capture_step, life, life.capture)
+
+    def _schedule_wake(self, life: Life) -> None:
+        """One wake-up is on the heap at most; one that comes too early finds the new time."""
+        due = life.replica.next_deadline()
+        node = life.node
+        if node.drift:
+            due = due * 1_000_000_000 // (1_000_000_000 + node.drift) + 1
+        if node.late:
+            due += self._random.randrange(node.late)
+        if due < life.wake_at:
+            life.wake_at = due
+            self._world.at(due, self._wake, life, due)
+
+    def _wake(self, life: Life, due: Nanoseconds) -> None:
+        if life.node.life is not life or due != life.wake_at:
+            return
+        life.wake_at = NEVER
+        if life.node.paused:
+            return
+        if self._now(life.node) >= life.replica.next_deadline():
+            self._poke(life)
+        else:
+            self._schedule_wake(life)
+
+    # -- what arrives -------------------------------------------------------------------------------------------------
+
+    def _peer_arrived(self, to: ReplicaId, received: Received) -> None:
+        life = self.nodes[to].life
+        if life is not None:
+            self._world.trace.add(self._world.now, to, "message", received[2])
+            life.received.append(received)
+            self._poke(life)
+
+    def client_arrived(self, to: ReplicaId, request: Request) -> None:
+        life = self.nodes[to].life
+        if life is not None:
+            self._world.trace.add(self._world.now, to, "request", request[3])
+            life.clients[request[0]] = None
+            life.requests.append(request)
+            self._poke(life)
+
+    # -- the disk -----------------------------------------------------------------------------------------------------
+
+    def _schedule_disk(self, life: Life) -> None:
+        """Let the writer work after the time that a write takes, unless it is at work already."""
+        if life.disk_due != NEVER:
+            return
+        low, high = self.options.disk
+        span = low + self._random.randrange(high - low + 1)
+        if life.node.slow_disk:
+            span += self._random.randrange(life.node.slow_disk)
+        life.disk_due = self._world.now + span
+        self._world.at(life.disk_due, self._disk_works, life)
+
+    def _disk_works(self, life: Life) -> None:
+        if life.node.life is not life:
+            return
+        life.disk_due = NEVER
+        if life.node.paused:  # the process sleeps in its system call
+            self._schedule_disk(life)
+            return
+        self._world.trace.add(self._world.now, life.node.id, "disk")
+        self._guard(life, life.writer.pump)
+        if life.node.life is not life:
+            return
+        self._poke(life)
+        if life.node.life is life:
+            due = life.writer.sync_deadline()
+            if due != NEVER and life.disk_due == NEVER:
+                life.disk_due = max(due, self._world.now + 1)
+                self._world.at(life.disk_due, self._disk_works, life)
+
+    def _capture_step(self, life: Life, capture: Capture) -> None:
+        if life.node.life is not life or life.capture is not capture:
+            return
+        if life.node.paused:
+            self._world.after(ASLEEP, self._capture_step, life, capture)
+        else:
+            self._guard(life, self._write_checkpoint, life, capture)
+
+    def _write_checkpoint(self, life: Life, capture: Capture) -> None:
+        """One slice of a checkpoint; failures of the disk cost the checkpoint only."""
+        error: Exception | None = None
+        try:
+            if capture.writer is None:
+                capture.writer = CheckpointWriter(
+                    life.node.disk, life.store.checkpoints, capture.meta, self.spec.cluster_id
+                )
+            chunk = next(capture.chunks, None)
+            if chunk is not None:
+                capture.writer.write(chunk)
+                capture.size_bytes += len(chunk)
+                self._world.after(self._random.randrange(2 * MS), self._capture_step, life, capture)
+                return
+            capture.writer.finish()
+        except StorageError as failed:
+            if life.node.disk.errors == life.errors:
+                raise
+            error = failed
+            if capture.writer is not None:
+                capture.writer.abort()
+        close = getattr(capture.chunks, "close", None)
+        if close is not None:
+            close()
+        life.capture = None
+        self._world.trace.add(self._world.now, life.node.id, "checkpoint")
+        life.checkpoints.append((capture.meta, error, capture.size_bytes))
+        self._poke(life)
+
+    # -- checkpoints on their way -------------------------------------------------------------------------------------
+
+    def _send_checkpoint(self, life: Life, to: ReplicaId, meta: SnapshotMeta, now: Nanoseconds) -> None:
+        former = life.sending.pop(to, None)
+        if former is not None:
+            former.close()
+        outgoing = transfer.open_outgoing(
+            life.node.disk, life.store.checkpoints, meta, self.core(life).term, now, self.options.chunk_bytes
+        )
+        if outgoing is None:
+            life.statuses.append((to, False))
+            life.turn_pending = True
+            self._world.at(self._world.now + self.options.service, self._late_turn, life)
+            return
+        life.sending[to] = outgoing
+        self._push(life, to, outgoing)
+        self._world.after(transfer.SILENCE_MAX + MS, self._check_silence, life, to, outgoing)
+
+    def _push(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing) -> None:
+        try:
+            while (following := outgoing.next_piece()) is not None:
+                piece, data = following
+                self._network.stream(life.node.id, to, self._piece_arrived, life, to, piece, data, outgoing)
+                outgoing.sent(len(data))
+        except StorageError:
+            self._end_sending(life, to, outgoing, False)
+
+    def _end_sending(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, ok: bool) -> None:
+        if life.sending.get(to) is outgoing:
+            del life.sending[to]
+            outgoing.close()
+            life.statuses.append((to, ok))
+
+    def _check_silence(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing) -> None:
+        if life.node.life is not life or life.sending.get(to) is not outgoing:
+            return
+        if outgoing.is_silent(self._now(life.node)):
+            self._end_sending(life, to, outgoing, False)
+            self._poke(life)
+        else:
+            self._world.after(transfer.SILENCE_MAX // 4, self._check_silence, life, to, outgoing)
+
+    def _piece_arrived(
+        self, sender: Life, to: ReplicaId, piece: transfer.Piece, data: bytes, outgoing: transfer.Outgoing
+    ) -> None:
+        life = self.nodes[to].life
+        if life is not None:
+            self._world.trace.add(self._world.now, to, "piece", data)
+            life.pieces.append(((sender, outgoing), sender.node.id, sender.incarnation, piece, data))
+            self._poke(life)
+
+    def _take_pieces(self, life: Life) -> None:
+        pieces, life.pieces = life.pieces, []
+        incoming = life.incoming
+        assert incoming is not None
+        for source, sender, incarnation, piece, data in pieces:
+            verdict = incoming.take(source, sender, incarnation, piece, data)
+            if verdict is not None:
+                self._answer(life, source, piece, incoming.offset, verdict)
+            elif life.installing is None:
+                life.installing = (source, sender, incarnation, piece)
+                self._world.after(self._random.randrange(MS, 5 * MS), self._finish_install, life)
+
+    def _answer(self, life: Life, source: Any, piece: transfer.Piece, offset: int, verdict: int) -> None:
+        sender, outgoing = source
+        answer = transfer.answer(piece, offset, verdict)
+        self._network.stream(life.node.id, sender.node.id, self._answer_arrived, sender, life.node.id, outgoing, answer)
+
+    def _answer_arrived(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, answer: transfer.Answer) -> None:
+        if life.node.life is not life or life.sending.get(to) is not outgoing:
+            return
+        if life.node.paused:
+            self._world.after(ASLEEP, self._answer_arrived, life, to, outgoing, answer)
+            return
+        self._world.trace.add(self._world.now, life.node.id, "answer")
+        verdict = outgoing.answered(answer, self._now(life.node))
+        if verdict is None:
+            self._guard(life, self._push, life, to, outgoing)
+        else:
+            self._end_sending(life, to, outgoing, verdict)
+        if life.node.life is life and life.statuses:
+            self._poke(life)
+
+    def _finish_install(self, life: Life) -> None:
+        if life.node.life is not life:
+            return
+        if life.node.paused:
+            self._world.after(ASLEEP, self._finish_install, life)
+        else:
+            self._guard(life, self._install, life)
+
+    def _install(self, life: Life) -> None:
+        assert life.installing is not None and life.incoming is not None
+        source, sender, incarnation, piece = life.installing
+        life.installing = None
+        machine = life.incoming.finish()
+        life.incoming.finished()
+        verdict = transfer.REFUSED if machine is None else transfer.DONE
+        self._answer(life, source, piece, life.incoming.offset, verdict)
+        self._world.trace.add(self._world.now, life.node.id, "installed" if machine is not None else "not a checkpoint")
+        if machine is not None:
+            message = InstallSnapshot(piece.term, piece.meta)
+            life.installed = transfer.Installed(sender, incarnation, message, machine)
+            self._poke(life)
+
+
+def client_endpoint(client: bytes) -> int:
+    return CLIENTS + int(client[1:])
+
+
+def _nothing(*_: Any) -> None:
+    """For news that nobody wants."""
