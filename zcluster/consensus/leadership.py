@@ -141,7 +141,7 @@ class Leadership:
         elif not known:
             self.heartbeat_at = now
             self.check_at = now + self._settings.election_timeout
-        self.vanguard.choose(self.progress, current.voters)
+        self.vanguard.choose(self.progress, current.voters, self._log.last_index)
         self.replication_due = True
 
     def meet(self, sender: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
@@ -162,7 +162,7 @@ class Leadership:
         vanguard = self.vanguard
         may_hold = now < vanguard.release_at and not self.transfer_to and vanguard.is_healthy(self.progress)
         if now >= vanguard.release_at:
-            vanguard.choose(self.progress, self._membership.current.voters)
+            vanguard.choose(self.progress, self._membership.current.voters, self._log.last_index)
         shared: dict[Index, AppendRequest] = {}
         inflight_max, last_index = self._settings.inflight_max, self._log.last_index
         for replica, progress in self.progress.items():
@@ -190,7 +190,7 @@ class Leadership:
 
     def _may_wait(self, progress: Progress) -> bool:
         """Whether a follower that no commit waits for may get what it lacks later."""
-        if progress.state != REPLICATE or progress.next_index <= self._log.base_index:
+        if progress.state != REPLICATE or progress.next_index <= max(self._log.base_index, self.vanguard.released):
             return False
         return self._log.bytes_after(progress.next_index - 1) <= HELD_BYTES_MAX
 

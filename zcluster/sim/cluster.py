@@ -210,9 +210,8 @@ class Cluster:
         found = store.recovered
         start.check_usable(store, self.spec, node.name)
         self._checkers.recovered(node.id, found)
-        writer = InlineWriter(
-            store.wal, self.spec.settings.durability, _nothing, lambda: self._now(node), immediate=False
-        )
+        clock = self._world
+        writer = InlineWriter(store.wal, self.spec.settings.durability, _nothing, lambda: clock.now, immediate=False)
         incarnation = start.take_incarnation(writer, _nothing, found)
         fresh = 0 if found.checkpoint_path is None else None
         machine = WatchedMachine(options.new_machine(self.spec), node.id, self._checkers, fresh)

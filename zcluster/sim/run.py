@@ -131,6 +131,7 @@ class Run:
                 batch_bytes_max=draw.choice((400, 4000, 1 << 20)),
                 inflight_max=draw.choice((1, 2, 8)),
                 retained_bytes_max=draw.choice((0, 500, 5000, 1 << 20)),
+                rear_delay=draw.choice((0, MS, 5 * MS, 20 * MS)),
             ),
             core_class=self.case.core_class,
             new_machine=self.case.new_machine,

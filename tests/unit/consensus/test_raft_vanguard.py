@@ -12,8 +12,8 @@ DELAY = 5 * MS
 SETTINGS = Settings(rear_delay=DELAY)
 
 
-def leading(*voters: int, inflight_max: int = 8) -> Solo:
-    solo = Solo(voters=voters, settings=Settings(rear_delay=DELAY, inflight_max=inflight_max))
+def leading(*voters: int, **bounds: int) -> Solo:
+    solo = Solo(voters=voters, settings=Settings(rear_delay=DELAY, **bounds))
     solo.lead()
     for other in solo.others():
         solo.acknowledge(other)
@@ -47,6 +47,22 @@ def test_nothing_is_held_back_longer_than_the_delay() -> None:
     solo.propose()
     solo.wait(1)
     assert requests(solo) == [(2, 1), (3, 2)], "the first entry held back sets the time"
+
+
+def test_a_follower_far_behind_catches_up_without_further_delays() -> None:
+    """One batch a delay would never catch up with a busy leader. Found by the simulator, seed 428."""
+    solo = leading(1, 2, 3, batch_bytes_max=1, inflight_max=1)
+    for _ in range(3):
+        index = solo.propose()
+        solo.acknowledge(2)
+    solo.wait(DELAY)
+    assert requests(solo)[-1] == (3, 1)
+    for _ in range(2):
+        solo.acknowledge(3, index - 2)
+        assert requests(solo) == [(3, 1)], "each answer lets the next batch go"
+        index += 1
+    solo.propose()
+    assert requests(solo) == [(2, 1)], "what came after the release is held back again"
 
 
 def test_the_rear_takes_the_place_of_a_vanguard_that_is_slow() -> None:
