@@ -117,7 +117,7 @@ def walk(name: str, durability: str, bounds: Bounds, *, limit: int, inner: int, 
     return tally
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", ["group commit", "truncations", "votes", "incarnations"])
 def test_a_sample_of_all_crash_states_recovers(name: str) -> None:
     assert walk(name, "fsync", NARROW, limit=60, inner=20, onward=10).states > 30
 

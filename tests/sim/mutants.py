@@ -11,7 +11,7 @@ from zcluster.consensus import quorum
 from zcluster.consensus.api import AnyMessage, AppendRequest, Ready
 from zcluster.consensus.leadership import Leadership
 from zcluster.consensus.raft import Raft
-from zcluster.types import HardState, Index, Nanoseconds, ReplicaId, Term
+from zcluster.types import NEVER, HardState, Index, Nanoseconds, ReplicaId, Term
 
 
 class EarlyAcknowledgement(Raft):
@@ -146,6 +146,8 @@ class NeverStands(Raft):
     def deadline(self, now: Nanoseconds) -> None:
         if self.is_leader:
             super().deadline(now)
+        else:
+            self.election_at = NEVER
 
 
 MUTANTS: tuple[type[Raft], ...] = (

@@ -69,6 +69,7 @@ def test_different_seeds_are_different_runs() -> None:
     assert len({run_case(Case(seed=seed, nodes=3, span=500_000_000)).trace_hash for seed in range(4)}) == 4
 
 
+@pytest.mark.slow
 def test_the_report_does_not_depend_on_the_number_of_processes() -> None:
     """In processes of their own: a pool leaves helpers and signal masks behind in the one that had it."""
     reports = []
@@ -150,6 +151,7 @@ def first_failure(mutant: type[Raft]) -> Outcome:
     return outcome
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_shrunk_to_fewer_faults_and_still_fails() -> None:
     outcome = first_failure(NoElectionRestriction)
     failing = Case(seed=outcome.seed, core_class=NoElectionRestriction)
