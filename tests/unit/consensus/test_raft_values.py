@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.consensus.solo import Solo, entries
 from zcluster.consensus import invariants, quorum
+from zcluster.consensus.api import PreVoteReply
 from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES, Log
 from zcluster.consensus.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from zcluster.consensus.reads import OPEN_ROUNDS_MAX, Rounds
@@ -185,3 +186,16 @@ def test_invariants_notice_what_must_not_be() -> None:
     solo.core.voted_for = 2
     with pytest.raises(AssertionError):
         invariants.check_state(solo.core)
+
+
+def test_an_earlier_write_that_is_done_does_not_make_the_own_vote_count() -> None:
+    solo = Solo(auto=False)
+    solo.follow(2, term=1)
+    earlier = solo.core.writes.seq
+    solo.time_out()
+    solo.step(2, PreVoteReply(2, True))
+    assert solo.core.role == "candidate" and solo.core.writes.seq > earlier
+    solo.persist(earlier)
+    assert 1 not in solo.core.votes
+    solo.persist()
+    assert 1 in solo.core.votes
