@@ -33,8 +33,8 @@ from zcluster.errors import Busy
 from zcluster.types import NEVER, NO_REPLICA, Configuration, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term
 
 CAUGHT_UP_BYTES_MAX: Final = 4 << 20
-"""A learner that lacks no more than this is ready to vote: it gets the rest within a round trip and one sync. As much may
-be under way to it at any time under load, so less might never be reached."""
+"""A learner that lacks no more than this is ready to vote: it gets the rest within a round trip and one sync. As much
+may be under way to it at any time under load, so less might never be reached."""
 
 
 class Leadership:
@@ -147,7 +147,9 @@ class Leadership:
             self._check_caught_up(change.replica, learner, now)
         silent = [v for v in after.voters if v != self._id and not self._is_heard(self.progress[v], now)]
         if len(after.voters) - len(silent) < quorum.majority(len(after.voters)):
-            raise Busy(f"of the voters {list(after.voters)} that there would be, {silent} do not answer; start them first")
+            raise Busy(
+                f"of the voters {list(after.voters)} that there would be, {silent} do not answer; start them first"
+            )
 
     def _is_heard(self, progress: Progress, now: Nanoseconds) -> bool:
         return now - progress.active_at < self._settings.election_timeout
@@ -160,7 +162,10 @@ class Leadership:
         if learner.state == PROBE or not self._is_heard(learner, now):
             raise Busy(f"replica {replica} does not answer yet; retry")
         missing = self._log.last_index - learner.match_index
-        if learner.match_index < self._log.base_index or self._log.bytes_after(learner.match_index) > CAUGHT_UP_BYTES_MAX:
+        if (
+            learner.match_index < self._log.base_index
+            or self._log.bytes_after(learner.match_index) > CAUGHT_UP_BYTES_MAX
+        ):
             raise Busy(f"replica {replica} is {missing} entries behind; retry")
 
     def sync_members(self, incarnations: dict[ReplicaId, int], now: Nanoseconds) -> None:
