@@ -11,6 +11,7 @@ missing      the file is gone
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,14 +113,14 @@ def inode_of(disk: RecordingDisk, path: Path) -> int:
 def all_faults(disk: RecordingDisk, path: Path, *, bits: int, truncation_step: int) -> Iterator[Fault]:
     """Those that change anything."""
     image = disk.now()
-    for fault in (
-        *flips(image, path, bits),
-        *zeroes(image, path),
-        *misdirections(image, path),
-        *stale_sectors(disk, path),
-        *lost_writes(disk, path),
-        *truncations(image, path, truncation_step),
-        ("missing", path, 0, with_file(image, path, None)),
+    for fault in itertools.chain(
+        flips(image, path, bits),
+        zeroes(image, path),
+        misdirections(image, path),
+        stale_sectors(disk, path),
+        lost_writes(disk, path),
+        truncations(image, path, truncation_step),
+        [("missing", path, 0, with_file(image, path, None))],
     ):
         if fault[3].files.get(path) != image.files[path]:
             yield fault
