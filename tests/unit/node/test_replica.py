@@ -402,6 +402,26 @@ def test_an_unknown_entry_kind_stops_the_node() -> None:
         effects(replica)
 
 
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyError])
+def test_an_error_in_apply_stops_the_node_and_answers_nobody(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """What one replica alone cannot do must not be skipped: its state would differ from then on."""
+    replica, core, machine = make()
+    replica.client_message(A, wire.WRITE, 1, b"x", 0)
+    effects(replica)
+
+    def fail(index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
+        raise error
+
+    monkeypatch.setattr(machine, "apply", fail)
+    core.commit(b"x")
+    with pytest.raises(error):
+        effects(replica)
+    assert replica.last_applied == 0
+    assert replica._out.replies == []
+
+
 def test_an_oversized_backlog_becomes_several_entries_in_order() -> None:
     replica, core, _ = make()
     big = b"x" * 700_000

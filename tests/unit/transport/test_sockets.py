@@ -44,7 +44,9 @@ def test_sockets_are_made_in_one_place_and_never_given_a_name_or_an_asyncio_coat
     found = list(calls_and_imports())
     makers = {name for name, what in found if what == "socket()"}
     assert makers == {"transport/sockets.py", "launch/layout.py"}  # the latter: a plain one, which looks for free ports
-    assert [name for name, what in found if what in ("IDENTITY", "ROUTING_ID", "routing_id", "setsockopt_string()")] == []
+    assert [
+        name for name, what in found if what in ("IDENTITY", "ROUTING_ID", "routing_id", "setsockopt_string()")
+    ] == []
     assert [name for name, what in found if what.startswith("import zmq.asyncio")] == []
     assert [name for name, what in found if what in ("fork()", "forkpty()", "Process()")] == []
 
