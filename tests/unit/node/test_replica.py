@@ -234,6 +234,16 @@ def test_messages_after_persist_leave_only_when_persisted_and_in_order() -> None
     assert effects(replica) == {"messages": [(3, second)]}
 
 
+def test_a_stalled_disk_collects_no_answers_to_a_leader_that_asks_again_and_again() -> None:
+    replica, core, _ = make()
+    core.readys.append(Ready(seq=1, write=WriteBatch(seq=1)))
+    for _ in range(500):
+        core.readys.append(Ready(seq=1, messages_after_persist=[(3, AppendReply(3, True, 2))]))
+        effects(replica)
+    replica.persisted(1, 0)
+    assert effects(replica) == {"messages": [(3, AppendReply(3, True, 2))]}
+
+
 def test_log_time_never_falls_though_leaders_clocks_do() -> None:
     replica, core, machine = make()
     core.commit(b"a", time_ms=1000)
