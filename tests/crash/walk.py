@@ -84,12 +84,18 @@ def essence(found: RecoveredStore) -> tuple[object, ...]:
     return (*state, found.entries, found.checkpoint, found.suspect_after)
 
 
+def vote_may_be_lost(found: RecoveredStore) -> bool:
+    """What `node.start` refuses to serve from; see there."""
+    return found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term and not found.proven
+
+
 def examine(image: Image, life: Life, moment: Moment, *, exact: bool) -> RecordingDisk:
     """Recover once, judge, recover again. Returns the disk as the first recovery left it."""
     disk = RecordingDisk(image)
     found = reopen(disk, moment)
     life.check(found, exact=exact, moment=moment)
     assert not exact or found.suspect_after is None, "a sound log is suspect"
+    assert not vote_may_be_lost(found), "a node would refuse a sound disk"
     assert essence(reopen(RecordingDisk(disk.now()), moment)) == essence(found), "recovering again gives something else"
     if disk.trace:
         again = reopen(RecordingDisk(disk.durable()), moment)
@@ -174,6 +180,8 @@ def verdict(life: Life, image: Image) -> str:
         return "refused"
     if found.wiped:
         assert found.damage is not None
+        return "refused"
+    if vote_may_be_lost(found):
         return "refused"
     if found.checkpoint_path is not None:
         assert sum(1 for _ in read_checkpoint(disk, found.checkpoint_path))

@@ -264,11 +264,12 @@ class Leadership:
         return moved or repaired
 
     def handle_snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
+        """The transfer has ended. Delivered: what follows goes out once the follower says that it has taken it over,
+        which it does as soon as its disk has; were that answer lost, a later heartbeat's is the sign to go on."""
         progress = self.progress.get(replica)
         if progress is not None and progress.snapshot_index:
             next_index = progress.snapshot_index + 1 if ok else progress.match_index + 1
-            progress.become_probe(next_index, now, wait=not ok)
-            self.replication_due = True
+            progress.become_probe(next_index, now, wait=True)
 
     def handle_peer_lost(self, replica: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
         """Nothing more is sent to the dead, and leadership does not go there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from zcluster.types import Index, ReplicaId
+from zcluster.types import ReplicaId
 
 PENDING: Final = "pending"
 WON: Final = "won"
@@ -34,19 +34,6 @@ def reached_by_majority(values: Iterable[int]) -> int:
     """
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) // 2] if ordered else 0
-
-
-def commit_index(match_index: Mapping[ReplicaId, Index], voters: Collection[ReplicaId]) -> Index:
-    """Highest index stored durably by a majority of `voters`.
-
-    Args:
-        match_index: voter -> last index known *persisted* there; absent means 0.
-        voters: learners excluded.
-    Returns:
-        An index >= 0. The caller must still check that the entry's term is the current term.
-    Source: Raft paper §5.3, §5.4.2 (Figure 8).
-    """
-    return reached_by_majority([match_index.get(voter, 0) for voter in voters])
 
 
 def vote_result(votes: Mapping[ReplicaId, bool], voters: Collection[ReplicaId], *, everyone: bool = False) -> str:

@@ -14,7 +14,6 @@ consensus wants to send after persisting leaves only after `persisted` said so; 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from zcluster.machines.api import Machine, Snapshot
 from zcluster.node import members
 from zcluster.node.backlog import Backlog, Waiting
 from zcluster.node.checkpoints import Checkpoints, Limits
+from zcluster.node.kept import KeptMessages
 from zcluster.node.reads import Read, Reads
 from zcluster.types import (
     KIND_CONFIG,
@@ -97,7 +97,7 @@ class Replica:
         self._proposed_term: Term = 0
         self._reads = Reads()
         self._changes: list[tuple[Client, int, ConfigChange]] = []  # asked for, to be proposed in this turn
-        self._after_persist: deque[tuple[int, Sequence[tuple[ReplicaId, AnyMessage]]]] = deque()
+        self._after_persist = KeptMessages()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
         self._checkpoints = Checkpoints(limits, applied.index, now)
@@ -133,9 +133,7 @@ class Replica:
         """The log writer is done with all batches up to `seq`."""
         self._persisted_seq = seq
         self.core.persisted(seq, now)
-        queue = self._after_persist
-        while queue and queue[0][0] <= seq:
-            self._out.messages.extend(queue.popleft()[1])
+        self._out.messages += self._after_persist.take(seq)
 
     def peer_lost(self, replica: ReplicaId, incarnation: int, now: Nanoseconds) -> None:
         self.core.peer_lost(replica, incarnation, now)
@@ -272,7 +270,7 @@ class Replica:
             if ready.seq <= self._persisted_seq:
                 out.messages.extend(ready.messages_after_persist)
             else:
-                self._after_persist.append((ready.seq, ready.messages_after_persist))
+                self._after_persist.add(ready.seq, ready.messages_after_persist)
         if ready.committed:
             self._apply(ready.committed)
         for token, index in ready.reads:

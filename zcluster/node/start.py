@@ -26,7 +26,17 @@ from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk
 from zcluster.storage.recover import RecoveredStore, Store, open_store
 from zcluster.storage.writer import Completion
-from zcluster.types import MS, NEVER, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
+from zcluster.types import (
+    MS,
+    NEVER,
+    NO_REPLICA,
+    Configuration,
+    HardState,
+    Identity,
+    Nanoseconds,
+    SnapshotMeta,
+    WriteBatch,
+)
 
 REAR_DELAY: Nanoseconds = 5 * MS  # measured, one caller: 10 to 15 % off a write; with 3 ms two thirds of that
 
@@ -68,7 +78,7 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
-    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
+    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term and not found.proven:
         raise Refused(
             f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
             f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
@@ -82,11 +92,22 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
         )
 
 
+def hard_state(found: RecoveredStore) -> HardState:
+    """Term and vote as the disk remembers them, but never below the term of the checkpoint.
+
+    A checkpoint is received beside the log: its file may be whole while its term is still on the way to a disk that
+    stalls. No vote of that term was given then, for a vote is on the disk before anybody hears of it.
+    """
+    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
+        return HardState(found.checkpoint.epoch, NO_REPLICA)
+    return found.hard_state
+
+
 def take_incarnation(writer: PumpedWriter, wait: Callable[[], None], found: RecoveredStore) -> int:
     """Make a new incarnation durable before anything is said under it. `wait`: until the writer has news.
     Raises: StorageError."""
     incarnation = found.incarnation + 1
-    writer.submit(WriteBatch(seq=0, incarnation=incarnation, hard_state=found.hard_state))
+    writer.submit(WriteBatch(seq=0, incarnation=incarnation, hard_state=hard_state(found)))
     writer.pump()
     while not (completion := writer.completed()).syncs:
         if completion.error is not None:
@@ -160,7 +181,7 @@ def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
     elif found.clean_stop and found.stopped_at:
         ended_at = found.stopped_at
     return Recovered(
-        hard_state=found.hard_state,
+        hard_state=hard_state(found),
         configuration=found.checkpoint.configuration if found.checkpoint else initial,
         snapshot=found.checkpoint,
         entries=found.entries,

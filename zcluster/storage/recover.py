@@ -70,6 +70,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
         by an earlier damage that was not made good yet).
     wiped: the hard state is lost: refuse to start. The log is not usable then.
+    proven: a second witness (`proof`) confirms that the hard state is the newest one.
     fresh: nothing was ever written: the first start after the creation.
     """
 
@@ -85,6 +86,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     damage: Corrupt | None = None
     repair: bool = False
     wiped: bool = False
+    proven: bool = False
     fresh: bool = False
 
 
@@ -250,7 +252,7 @@ class _Recovery:
             last = chain.kept[-1].segment.scan.last
             assert last is not None, "a segment without a frame was never begun"
             state = last.state  # not that of unsynced frames behind a torn tail
-        recovered = self._recovered(state, checkpoint, chain)
+        recovered = self._recovered(state, checkpoint, chain, proven=proof is not None)
         position = WalPosition(
             segments=self._live,
             next_id=next_id,
@@ -304,7 +306,7 @@ class _Recovery:
         self._replay.entries.clear()
         return self._usable_checkpoint(0)
 
-    def _recovered(self, state: WalState, checkpoint: _Usable | None, chain: Chain) -> RecoveredStore:
+    def _recovered(self, state: WalState, checkpoint: _Usable | None, chain: Chain, *, proven: bool) -> RecoveredStore:
         replay = self._replay
         entries = replay.above(checkpoint.meta.index if checkpoint else 0)
         epochs = [entry.epoch for entry in entries] + ([checkpoint.meta.epoch] if checkpoint else [])
@@ -323,6 +325,7 @@ class _Recovery:
             suspect_after=suspect_after,
             damage=self._damage,
             repair=state.repair or chain.lost,
+            proven=proven,
             fresh=nothing and not chain.lost,
         )
 

@@ -14,6 +14,7 @@ import zmq
 from zmq.backend import Socket as RawSocket
 
 from zcluster.config import ClusterSpec
+from zcluster.errors import Corrupt
 
 HIGH_WATER_MESSAGES = 10_000
 MESSAGE_BYTES_MAX = 128 << 20
@@ -59,10 +60,18 @@ class Security:
 
     @classmethod
     def load(cls, spec: ClusterSpec) -> Security | None:
-        """Keys from `<cluster>/keys/cluster.key` (two lines, Z85); None for ipc."""
+        """Keys from `<cluster>/keys/cluster.key` (two lines, Z85); None for ipc. Raises: Corrupt."""
         if spec.settings.transport == "ipc":
             return None
-        public, secret = (Path(spec.directory) / "keys" / "cluster.key").read_bytes().split()
+        path = Path(spec.directory) / "keys" / "cluster.key"
+        try:
+            public, secret = path.read_bytes().split()
+            if zmq.curve_public(secret) != public:
+                raise ValueError
+        except (OSError, ValueError, zmq.ZMQError):
+            raise Corrupt(
+                path, 0, "not the cluster's pair of keys; restore it, or start anew with `zcluster down --purge`"
+            ) from None
         return cls(public, secret)
 
 

@@ -77,6 +77,30 @@ def test_callers_of_one_turn_share_a_frame(cluster: FakeCluster) -> None:
     assert cluster.counts[wire.READ] == 1
 
 
+def test_a_burst_of_answers_is_taken_to_its_end_although_it_is_announced_once(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor of a ZeroMQ socket is edge-triggered, and a turn of the loop takes only so much."""
+    monkeypatch.setattr(aio, "MESSAGES_PER_TURN", 4)
+    kv = AsyncKV(cluster.spec, frames_in_flight=300)
+
+    async def main() -> None:
+        await kv.put("first", b"")
+        cluster.lock.acquire()  # its thread answers nothing meanwhile
+        try:
+            writes = []
+            for i in range(200):
+                writes.append(asyncio.ensure_future(kv.append("k", b"%d." % i)))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # a frame for each
+        finally:
+            cluster.lock.release()
+        await asyncio.gather(*writes)
+
+    asyncio.run(main())
+    assert len(cluster.frame_sizes) > 150
+
+
 def test_several_loops_in_turn_and_at_once(cluster: FakeCluster) -> None:
     kv = AsyncKV(cluster.spec)
 

@@ -351,8 +351,27 @@ def test_a_follower_behind_the_log_gets_a_snapshot_and_then_entries() -> None:
     solo.propose()
     assert not [m for to, m in solo.take() if to == 3]
     solo.core.snapshot_status(3, True, solo.now)
-    solo.pump()
-    assert [e.index for e in solo.last(AppendRequest, to=3).entries] == [5, 6]
+    assert not [m for to, m in solo.take() if to == 3]  # delivered, but not yet on its disk
+    solo.step(3, AppendReply(1, True, 4), incarnation=2)
+    (request,) = [m for to, m in solo.take() if to == 3]
+    assert isinstance(request, AppendRequest)
+    assert [e.index for e in request.entries] == [5, 6]
+
+
+def test_after_a_snapshot_whose_answer_was_lost_the_entries_go_with_a_heartbeat() -> None:
+    solo = Solo(settings=Settings(retained_bytes_max=0))
+    solo.lead()
+    solo.propose()
+    solo.acknowledge(2)
+    solo.core.compacted(meta_of(2, 1))
+    solo.step(3, HeartbeatReply(1, 1), incarnation=2)
+    solo.step(3, AppendReply(1, False, 0, prev_index=2), incarnation=2)
+    solo.propose()
+    solo.core.snapshot_status(3, True, solo.now)
+    solo.take()
+    solo.wait(60 * MS)
+    solo.step(3, HeartbeatReply(1, 1), incarnation=2)
+    assert [e.index for e in solo.last(AppendRequest, to=3).entries] == [3]
 
 
 def test_a_failed_snapshot_is_tried_again_at_heartbeat_pace() -> None:

@@ -12,9 +12,19 @@ from zcluster.config import ClusterSpec, NodeSpec, make_settings
 from zcluster.consensus.api import Settings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.mux import ClusterMachine
-from zcluster.node.start import Refused, check_usable, new_replica, open_node_store, recovered_core
+from zcluster.node.start import (
+    Refused,
+    check_usable,
+    hard_state,
+    new_replica,
+    open_node_store,
+    recovered_core,
+    take_incarnation,
+)
+from zcluster.storage.checkpoint import CheckpointWriter
 from zcluster.storage.recover import RecoveredStore, Store
-from zcluster.types import MS, Configuration, WriteBatch
+from zcluster.storage.writer import InlineWriter
+from zcluster.types import MS, Configuration, HardState, SnapshotMeta, WriteBatch
 
 SPEC = ClusterSpec(
     format=1,
@@ -87,3 +97,43 @@ def test_a_damaged_lone_voter_is_refused_and_one_of_several_is_not() -> None:
                 check_usable(store, spec, "n1")
         else:
             check_usable(store, spec, "n1")
+
+
+def received(disk: FaultyDisk, *, term: int, epoch: int) -> Store:
+    """A store in `term` beside which a leader's checkpoint of a later term is whole, when the power went."""
+    store = open_store(disk, create=True)
+    store.wal.append([WriteBatch(seq=0, incarnation=1, hard_state=HardState(term, 2))])
+    store.wal.sync()
+    writer = CheckpointWriter(disk, store.checkpoints, SnapshotMeta(40, epoch, Configuration((1, 2, 3)), 5), "c-1")
+    writer.write(b"state")
+    writer.finish()
+    close(store)
+    disk.power_cut()
+    return open_store(disk)
+
+
+def test_a_received_checkpoint_of_a_term_that_never_reached_the_disk_is_no_reason_to_refuse() -> None:
+    """The vote of term 3 is proven to be the last one, so in term 5 none was given."""
+    store = received(FaultyDisk(), term=3, epoch=5)
+    check_usable(store, SPEC, "n1")
+    assert hard_state(store.recovered) == HardState(5, 0)
+    restored = core(store)
+    assert (restored.term, restored.voted_for, restored.commit_index) == (5, 0, 40)
+    writer = InlineWriter(store.wal, "fsync", lambda: None, lambda: 1, immediate=False)
+    assert take_incarnation(writer, lambda: None, store.recovered) == 2
+    writer.close(False)
+    store.close()
+
+
+def test_a_checkpoint_of_a_later_term_beside_a_log_that_nothing_confirms_is_refused() -> None:
+    disk = FaultyDisk()
+    store = received(disk, term=3, epoch=5)
+    close(store)
+    disk.unlink(store.directory / "wal" / "proof")
+    store = open_store(disk)
+    with pytest.raises(Refused, match="the term and vote of n1 are lost"):
+        check_usable(store, SPEC, "n1")
+
+
+def test_a_vote_is_kept_where_the_checkpoint_is_of_its_own_term() -> None:
+    assert hard_state(received(FaultyDisk(), term=5, epoch=5).recovered) == HardState(5, 2)

@@ -242,6 +242,16 @@ def test_messages_after_persist_leave_only_when_persisted_and_in_order() -> None
     assert effects(replica) == {"messages": [(3, second)]}
 
 
+def test_a_stalled_disk_collects_no_answers_to_a_leader_that_asks_again_and_again() -> None:
+    replica, core, _ = make()
+    core.readys.append(Ready(seq=1, write=WriteBatch(seq=1)))
+    for _ in range(500):
+        core.readys.append(Ready(seq=1, messages_after_persist=[(3, AppendReply(3, True, 2))]))
+        effects(replica)
+    replica.persisted(1, 0)
+    assert effects(replica) == {"messages": [(3, AppendReply(3, True, 2))]}
+
+
 def test_log_time_never_falls_though_leaders_clocks_do() -> None:
     replica, core, machine = make()
     core.commit(b"a", time_ms=1000)
@@ -408,6 +418,26 @@ def test_an_unknown_entry_kind_stops_the_node() -> None:
     core.readys.append(Ready(seq=0, committed=(Entry(1, 3, 77, b""),)))
     with pytest.raises(FormatTooNew, match="kind 77"):
         effects(replica)
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyError])
+def test_an_error_in_apply_stops_the_node_and_answers_nobody(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """What one replica alone cannot do must not be skipped: its state would differ from then on."""
+    replica, core, machine = make()
+    replica.client_message(A, wire.WRITE, 1, b"x", 0)
+    effects(replica)
+
+    def fail(index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
+        raise error
+
+    monkeypatch.setattr(machine, "apply", fail)
+    core.commit(b"x")
+    with pytest.raises(error):
+        effects(replica)
+    assert replica.last_applied == 0
+    assert replica._out.replies == []
 
 
 def test_an_oversized_backlog_becomes_several_entries_in_order() -> None:

@@ -388,6 +388,26 @@ def test_a_script_without_a_main_guard(tmp_path: Path, shared: Processes) -> Non
         time.sleep(0.01)
 
 
+def test_a_script_ends_in_silence_though_its_task_never_does(tmp_path: Path, short_directory: str) -> None:
+    """Neither a worker that hangs nor a router that is gone holds up the end of a program."""
+    with Processes(tmp_path / "cluster", f"{short_directory}/e", workers=1) as processes:
+        assert processes.router is not None
+        done = run_script(
+            tmp_path,
+            processes,
+            f"""
+            import os, signal, time
+            pool = TaskPool(SPEC)
+            assert pool.submit(pow, 2, 3).result() == 8
+            hangs = pool.submit(time.sleep, 3600)
+            waits = pool.submit(pow, 2, 4)
+            os.kill({processes.router.pid}, signal.SIGKILL)
+            print("end")
+            """,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
 def test_a_forked_child_opens_its_own_connection(tmp_path: Path, shared: Processes) -> None:
     done = run_script(
         tmp_path,

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,23 +22,6 @@ from zcluster.transport.sockets import make_socket
 from zcluster.transport.wakeup import Wakeup
 
 WATCHDOG_MS = 10_000
-
-
-@pytest.fixture
-def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    kept: list[zmq.Socket[bytes]] = []  # until the end of the test, so that all are closed there
-    make = context.socket
-
-    def make_and_keep(kind: int) -> zmq.Socket[bytes]:
-        kept.append(make(kind))
-        return kept[-1]
-
-    object.__setattr__(context, "socket", make_and_keep)
-    yield context
-    for socket in kept:
-        socket.close(linger=0)
-    context.term()
 
 
 def envelope(sender: int, receiver: int = 0, cluster: str = "c1", protocol: int = wire.PROTOCOL) -> Envelope:
