@@ -56,8 +56,14 @@ class Sending:
     def __init__(
         self, context: Context, endpoint: str, security: Security | None, envelope: bytes, outgoing: Outgoing
     ) -> None:
-        self.socket = make_socket(context, zmq.DEALER, connect=endpoint, security=security, high_water=WINDOW + 1)
-        self.socket.setsockopt(zmq.IMMEDIATE, 0)  # the first chunks may wait for the connection; silence ends it
+        self.socket = make_socket(
+            context,
+            zmq.DEALER,
+            connect=endpoint,
+            security=security,
+            high_water=WINDOW + 1,
+            immediate=False,  # the first chunks may wait for the connection; silence ends it
+        )
         self.outgoing = outgoing
         self._envelope = envelope
 
