@@ -110,6 +110,7 @@ def footer(status: Map) -> list[str]:
         lines.append("Router: " + " · ".join(figures))
     else:
         lines.append("Router: ✗ restarting")
+    lines += network_lines(status)
     durability = str(status.get("durability", "fsync"))
     if durability != "fsync":
         window = f"the last {durability.partition(':')[2]} of" if durability.startswith("interval") else "recent"
@@ -121,6 +122,17 @@ def footer(status: Map) -> list[str]:
     repairs = [problem for problem in status.get("problems", ()) if "repair" in problem]
     lines += [f"Repair: {problem}" for problem in repairs]
     return lines + _advice(status)
+
+
+def network_lines(status: Map) -> list[str]:
+    """The faults that somebody has put into the network."""
+    from zcluster.launch.network import lines
+
+    network = status.get("network")
+    broken = lines(network, [node["name"] for node in status["nodes"]]) if network else []
+    left = network["seconds_left"] if network else None
+    ends = f" ({left:.0f}s left)" if left is not None else ""
+    return [f"Network: {line}{ends}" for line in broken]
 
 
 def _advice(status: Map) -> list[str]:

@@ -15,7 +15,7 @@ import msgspec
 
 from zcluster import config
 from zcluster.config import ClusterSpec
-from zcluster.launch import files
+from zcluster.launch import files, network
 from zcluster.launch import process as system
 
 FORMAT: Final = 1
@@ -60,8 +60,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "balance": spec.settings.balance,
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
-        "quorum": sum(n["responsive"] and not n["repair"] for n in nodes) > len(nodes) // 2,
+        "quorum": False,
         "nodes": nodes,
+        "network": network.describe([n["name"] for n in nodes], {n["name"]: n.get("faults", ()) for n in nodes}),
         "routers": routers,
         "workers": workers,
         "workers_expected": len(spec.nodes) * spec.settings.workers,
@@ -72,6 +73,8 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "directory": spec.directory,
         "ephemeral": spec.ephemeral,
     }
+    able = [n["name"] for n in nodes if n["responsive"] and not n["repair"]]
+    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(nodes) // 2
     if supervisor is not None:
         report["state"] = judge(report)
     report["problems"], report["fix"] = explain(report)
@@ -155,10 +158,13 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
 
 
 def judge(report: Map) -> str:
-    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused.
-    no_quorum: no majority of nodes answers that may vote; one that repairs itself may not."""
+    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused, and no
+    fault in the network.
+    no_quorum: no majority of nodes answers that may vote and is in touch; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
+    if network.lines(report["network"], [n["name"] for n in report["nodes"]]):
+        return DEGRADED
     nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
     registered = sum(w["registered"] for w in report["workers"])
     frozen = any(w["paused"] for w in report["workers"])
@@ -183,6 +189,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} does not answer")
         elif node["repair"]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
+    broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
+    problems += broken
     if not report["leader"]:
         problems.append("no leader")
     if sum(n["repair"] for n in report["nodes"]) > len(report["nodes"]) // 2:
@@ -201,6 +209,7 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         problems.append(f"{missing} of {report['workers_expected']} workers are not there")
     fixes = [f"{command} start {' '.join(down)}"] if down else []
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
+    fixes += [f"{command} heal"] if broken else []
     return problems, fixes
 
 
