@@ -29,7 +29,7 @@ from zcluster.consensus import invariants
 from zcluster.consensus.api import AnyMessage, AppendReply, VoteReply, VoteRequest
 from zcluster.consensus.raft import LEADER, Raft
 from zcluster.machines.api import Machine
-from zcluster.sim.reference import Model
+from zcluster.sim.reference import FrameModel
 from zcluster.sim.world import Violation, World
 from zcluster.storage.recover import RecoveredStore
 from zcluster.types import KIND_FRAMES, Entry, HardState, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term, WriteBatch
@@ -104,11 +104,11 @@ class Checkers:
         replicas: voters of the (fixed) configuration.
     """
 
-    def __init__(self, world: World, replicas: tuple[ReplicaId, ...], new_model: Callable[[], Model]) -> None:
+    def __init__(self, world: World, replicas: tuple[ReplicaId, ...], new_model: Callable[[], FrameModel]) -> None:
         self._world = world
         self._new_model = new_model
         self._majority = len(replicas) // 2 + 1
-        self.model: Model = new_model()
+        self.model: FrameModel = new_model()
         self.shadows = {replica: Shadow() for replica in replicas}
         self.leases = True  # False: the clocks of this world differ, so nobody relies on them
         self.leaders: dict[Term, ReplicaId] = {}

@@ -25,9 +25,10 @@ from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
-from zcluster.sim.clients import Load, SimulatedClient
+from zcluster.sim.clients import SimulatedClient
 from zcluster.sim.cluster import Cluster, Options, client_endpoint
 from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
+from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import KeyValueModel
@@ -93,7 +94,10 @@ class Run:
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
+        value_bytes_max = spec.settings.value_bytes_max
+        self.checkers = Checkers(
+            self.world, tuple(n.replica_id for n in spec.nodes), lambda: KeyValueModel(value_bytes_max)
+        )
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
@@ -151,14 +155,13 @@ class Run:
             keys=draw.choice((1, 3, 8)),
             think=draw.choice((5, 20, 100, 1500)) * MS,
             read_share=draw.choice((0.1, 0.4, 0.7, 0.95)),
+            pipeline_share=draw.choice((0.0, 0.1, 0.5)),
+            list_share=draw.choice((0.0, 0.1, 0.3)),
             levels=(wire.LINEARIZABLE, wire.EVENTUAL) if self.drifts else levels,
         )
         if self.case.calm:
             load = Load(sessions=1, callers=1, think=500 * MS)
-        clients = [
-            SimulatedClient(self.world, self.network, self.cluster, self.promises, number, load)
-            for number in range(load.sessions)
-        ]
+        clients = [self._make_client(number, load) for number in range(load.sessions)]
         by_name = {client.identity: client for client in clients}
 
         def reply(to: bytes, replica: int, head: bytes, body: bytes) -> None:
@@ -170,6 +173,10 @@ class Run:
         self.cluster.on_up = lambda replica: self._tell(clients, replica, True)
         self.cluster.on_down = lambda replica: self._tell(clients, replica, False)
         return clients
+
+    def _make_client(self, number: int, load: Load) -> SimulatedClient:
+        work = KeyValueWork(load, self.promises, number, self.world.random(f"work {number}"))
+        return SimulatedClient(self.world, self.network, self.cluster, self.promises, work, number, load)
 
     def _tell(self, clients: list[SimulatedClient], replica: int, up: bool) -> None:
         for client in clients:
@@ -208,18 +215,15 @@ class Run:
         end = world.now + LIVENESS_TIMEOUTS * self.election_timeout
         if not world.run_until(end, self._everything_agrees):
             raise Violation("liveness", self._what_is_missing("replicas do not agree"))
-        probes: list[tuple[Call, Call]] = []
+        probes: list[Call] = []
         for client in self.clients:
-            value = b"%s.last;" % client.identity
-            write = client.ask((wire.OP_PUT, "last", value), patient=True)
-            probes.append((write, client.ask((wire.OP_GET, "last"), caller=1, patient=True)))
+            probes += [client.ask(ask, caller, patient=True) for caller, ask in enumerate(client.work.last())]
         end = world.now + LIVENESS_TIMEOUTS * self.election_timeout + CLIENT_PATIENCE
         if not world.run_until(end, lambda: not any(client.busy for client in self.clients)):
             raise Violation("liveness", self._what_is_missing("operations of clients do not end"))
-        for pair in probes:
-            for call in pair:
-                if call.record["status"] != "ok":
-                    raise Violation("liveness", self._what_is_missing(f"{call.op} did not succeed: {call.record}"))
+        for call in probes:
+            if call.status != "ok":
+                raise Violation("liveness", self._what_is_missing(f"{call.ops} did not succeed: {call.status}"))
         if not world.run_until(world.now + LIVENESS_TIMEOUTS * self.election_timeout, self._everything_agrees):
             raise Violation("liveness", self._what_is_missing("replicas do not agree at the end"))
 
@@ -263,7 +267,7 @@ class Run:
             machine: Any = life.replica.machine
             self.checkers.same_state(life.node.id, life.replica.last_applied, machine)
         self.promises.finish()
-        if self.case.check_history is not None and self.promises.era == 0:
+        if self.case.check_history is not None and self.promises.floors.era == 0:
             wrong = self.case.check_history(self.promises.history)
             if wrong is not None:
                 raise Violation("linearizable history", wrong)
@@ -301,6 +305,7 @@ def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds,
         checkpoint_bytes=draw.choice((500, 2000, 10_000)),
         checkpoint_seconds=draw.choice((0, 3)),
         sessions_max=draw.choice((16, 10_000)),
+        value_bytes_max=draw.choice((20, 1 << 20)),
     )
     return ClusterSpec(
         format=FORMAT,
