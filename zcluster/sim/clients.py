@@ -94,6 +94,8 @@ class SimulatedClient:
         level, bound_ms = wire.LINEARIZABLE, 0
         if like is not None:
             level, bound_ms = like.consistency, like.bound_ms
+        elif ask.level >= 0 and not patient:
+            level = ask.level
         elif ask.only_reads and not ask.program and not patient:
             level = load.levels[draw.randrange(len(load.levels))]
             bound_ms = draw.choice((20, 200, 1000)) if level == wire.BOUNDED else 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -23,11 +23,10 @@ from zcluster.sim.checkers import Checkers
 from zcluster.sim.cluster import Cluster, Node
 from zcluster.sim.disk import UNIT
 from zcluster.sim.network import PARTITIONS, Network, partition
-from zcluster.sim.promises import Promises
 from zcluster.sim.world import World
 from zcluster.storage.record import cluster_digest, find_frames
 from zcluster.storage.segment import SEGMENT_HEADER_BYTES, parse_segment_name
-from zcluster.types import MS, Nanoseconds
+from zcluster.types import MS, Index, Nanoseconds
 
 NETWORK: Final = "network"
 CRASH: Final = "crash"
@@ -108,6 +107,12 @@ def _disk_or_cache() -> tuple[str, ...]:
     return (*KINDS[DISK], "power_loss")
 
 
+class Promise(Protocol):
+    """Who must know when acknowledged writes may be gone."""
+
+    def power_cut(self, stable: Index) -> None: ...
+
+
 class Faults:
     """Does the faults of one world, and undoes all of them for the liveness phase.
 
@@ -120,7 +125,7 @@ class Faults:
         network: Network,
         cluster: Cluster,
         checkers: Checkers,
-        promises: Promises,
+        promises: Promise,
         *,
         clients: tuple[int, ...],
         election_timeout: Nanoseconds,

@@ -36,11 +36,13 @@ class Load(msgspec.Struct, kw_only=True):
 
 
 class Ask(NamedTuple):
-    """One thing that a caller wants. program: the operations go as one, alone. only_reads: not through the log."""
+    """One thing that a caller wants. program: the operations go as one, alone. only_reads: not through the log.
+    level: consistency of reads; -1: any for a single read, linearizable for a pipeline."""
 
     ops: tuple[Op, ...]
     program: bool = False
     only_reads: bool = False
+    level: int = -1
 
 
 class KeyValueWork:
@@ -70,9 +72,7 @@ class KeyValueWork:
         if draw.random() < self._load.read_share / 2:
             return Ask(tuple(self._get() for _ in range(count)), program=True, only_reads=True)
         ops = [self._get() if draw.random() < 0.3 else self._write() for _ in range(count)]
-        ops.insert(
-            draw.randint(0, count), (wire.OP_PUT, self._key(), self._value())
-        )
+        ops.insert(draw.randint(0, count), (wire.OP_PUT, self._key(), self._value()))
         return Ask(tuple(ops), program=True)
 
     def _key(self) -> str:

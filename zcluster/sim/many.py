@@ -52,6 +52,7 @@ def run_many(
     *,
     processes: int = 1,
     until: float = float("inf"),
+    violations_max: int = VIOLATIONS_MAX,
     on_progress: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run all cases, at most until `until` (by `time.monotonic`): then only what has begun is finished."""
@@ -73,7 +74,7 @@ def run_many(
             on_progress(report)
 
     def wanted() -> Case | None:
-        enough = time.monotonic() >= until or len(report.violations) >= VIOLATIONS_MAX
+        enough = time.monotonic() >= until or len(report.violations) >= violations_max
         return None if enough else next(cases, None)
 
     if processes == 1:

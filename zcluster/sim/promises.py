@@ -234,12 +234,12 @@ class Promises:
             place = execution.place
             ops, results = ops[place : place + 1], results[place : place + 1]
         if len(ops) != len(call.ops) or any(list(a) != list(b) for a, b in zip(ops, call.ops, strict=True)):
-            raise Violation("pipeline", f"{call.ops} is in the log as {ops}, at {execution.index}")
+            raise Violation("pipeline", f"{call.ops} is in the log as {ops}, at {execution.at}")
         if not all(map(_same, results, values)):
             raise Violation("results", f"{call.ops} was answered {values!r}, in the log it gave {results!r}")
-        if execution.index <= floor:
-            raise Violation("linearizable", f"{call.ops} took effect at {execution.index}, called at {floor}")
-        self.floors.rise(execution.index)
+        if execution.at <= floor:
+            raise Violation("linearizable", f"{call.ops} took effect at {execution.at}, called at {floor}")
+        self.floors.rise(execution.at)
 
     def _judge_reads(self, call: Call, values: list[Any]) -> None:
         model, high = self.model, self._checkers.highest_applied
@@ -261,9 +261,7 @@ class Promises:
         for token, call in self._refused:
             execution = self.model.executed.get(token)
             if execution is not None:
-                raise Violation(
-                    "refused write", f"{call.ops} was said not to be applied, but was, at {execution.index}"
-                )
+                raise Violation("refused write", f"{call.ops} was said not to be applied, but was, at {execution.at}")
 
 
 def written(op: Op) -> bytes | None:

@@ -57,7 +57,7 @@ class FrameModel:
 class Execution(NamedTuple):
     """Where the log holds an operation: the index, its place in its frame, the frame and the answers to it."""
 
-    index: Index
+    at: Index
     place: int
     ops: list[Any]
     results: list[Any]
@@ -92,8 +92,8 @@ class KeyValueModel(FrameModel):
             token = op[3] if op[0] == wire.OP_CAS else op[2] if op[0] in (wire.OP_PUT, wire.OP_APPEND) else None
             if token is not None:
                 known = self.executed.setdefault(token, Execution(index, place, ops, answers))
-                if (known.index, known.place) != (index, place):
-                    raise Violation("exactly-once", f"{token!r} was written at {known.index} and at {index}")
+                if (known.at, known.place) != (index, place):
+                    raise Violation("exactly-once", f"{token!r} was written at {known.at} and at {index}")
         if answers != expected:
             raise Violation("results", f"index {index}, {ops}: answered {answers}, right is {expected}")
 
@@ -193,12 +193,12 @@ class KeyValueModel(FrameModel):
         beyond = [key for key in inside if more and key > keys[-1]]
         absent = [key for key in inside if key not in keys and key not in beyond]
         wanted = [*zip(keys, values, strict=True), *((key, None) for key in absent)]
-        at: Index | None = low
-        while (at := self.together_since(wanted, at, high)) is not None and more:
+        at = self.together_since(wanted, low, high)
+        while at is not None and more:
             exists = [there for key in beyond if (there := self._exists_since(key, at, high)) is not None]
             if not exists or min(exists) == at:
                 return at if exists else None
-            at = min(exists)
+            at = self.together_since(wanted, min(exists), high)
         return at
 
     def _exists_since(self, key: str, low: Index, high: Index) -> Index | None:

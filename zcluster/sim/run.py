@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -25,13 +26,14 @@ from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
-from zcluster.sim.clients import SimulatedClient
+from zcluster.sim.clients import SimulatedClient, Work
 from zcluster.sim.cluster import Cluster, Options, client_endpoint
 from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
 from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
+from zcluster.sim.own import OwnModel, OwnPromises, OwnWork, Workload
 from zcluster.sim.promises import Call, Promises, Record
-from zcluster.sim.reference import KeyValueModel
+from zcluster.sim.reference import FrameModel, KeyValueModel
 from zcluster.sim.world import START, Violation, World
 from zcluster.types import MS, Nanoseconds
 
@@ -47,7 +49,8 @@ HistoryCheck = Callable[[list[Record]], str | None]
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a run depends on. nodes: 0 draws 3 to 7. only: positions of the schedule that are kept (None: all).
-    core_class, new_machine: what the replicas are made of. check_history: one more judge of the history."""
+    core_class, new_machine: what the replicas are made of. workload: a machine of one's own in the place of the store.
+    check_history: one more judge of the history."""
 
     seed: int
     nodes: int = 0
@@ -57,6 +60,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     calm: bool = False  # light load, no faults: for measuring
     core_class: type[Raft] = Raft
     new_machine: Callable[[ClusterSpec], Machine] = new_machine
+    workload: Workload | None = None
     check_history: HistoryCheck | None = None
 
 
@@ -94,12 +98,10 @@ class Run:
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        value_bytes_max = spec.settings.value_bytes_max
-        self.checkers = Checkers(
-            self.world, tuple(n.replica_id for n in spec.nodes), lambda: KeyValueModel(value_bytes_max)
-        )
+        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), partial(_new_model, case, spec))
         self.checkers.leases = not self.drifts
-        self.promises = Promises(self.world, self.checkers)
+        judge = Promises if case.workload is None else OwnPromises
+        self.promises: Promises | OwnPromises = judge(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
         self.clients = self._make_clients(draw)
         self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
@@ -138,7 +140,7 @@ class Run:
                 rear_delay=draw.choice((0, MS, 5 * MS, 20 * MS)),
             ),
             core_class=self.case.core_class,
-            new_machine=self.case.new_machine,
+            new_machine=_machines(self.case),
             service=draw.choice((20, 100, 400)) * MS // 1000,
             disk=draw.choice(((MS // 20, MS // 5), (MS // 5, 2 * MS), (MS, 10 * MS))),
             chunk_bytes=draw.choice((300, 2000, 256 << 10)),
@@ -175,7 +177,13 @@ class Run:
         return clients
 
     def _make_client(self, number: int, load: Load) -> SimulatedClient:
-        work = KeyValueWork(load, self.promises, number, self.world.random(f"work {number}"))
+        draw = self.world.random(f"work {number}")
+        work: Work
+        if isinstance(self.promises, Promises):
+            work = KeyValueWork(load, self.promises, number, draw)
+        else:
+            assert self.case.workload is not None
+            work = OwnWork(self.case.workload, load.read_share, load.levels, draw)
         return SimulatedClient(self.world, self.network, self.cluster, self.promises, work, number, load)
 
     def _tell(self, clients: list[SimulatedClient], replica: int, up: bool) -> None:
@@ -287,6 +295,17 @@ class Run:
             elections=self.checkers.elections,
             entries=self.checkers.highest,
         )
+
+
+def _new_model(case: Case, spec: ClusterSpec) -> FrameModel:
+    if case.workload is not None:
+        return OwnModel(case.workload)
+    return KeyValueModel(spec.settings.value_bytes_max)
+
+
+def _machines(case: Case) -> Callable[[ClusterSpec], Machine]:
+    workload = case.workload
+    return case.new_machine if workload is None else lambda spec: workload.machine()
 
 
 def run_case(case: Case) -> Outcome:
