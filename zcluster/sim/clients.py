@@ -19,9 +19,10 @@ from zcluster.sim.load import Ask, Load
 from zcluster.sim.network import Network
 from zcluster.sim.promises import Call, Op
 from zcluster.sim.world import World
-from zcluster.types import NEVER, Nanoseconds, ReplicaId
+from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId
 
 CALLERS_MAX: Final = 100
+FIND_NODE: Final[Nanoseconds] = 50 * MS  # until a client knows where a node is that it heard of
 OP_BYTES: Final = 32  # about what one takes on the wire
 
 
@@ -141,7 +142,8 @@ class SimulatedClient:
         self._pump()
 
     def node_up(self, replica: ReplicaId) -> None:
-        self.session.connected(replica, self._world.now)
+        """A node can be sent to; one that is new is found in the description of the cluster."""
+        self.session.add_replica(replica, self._world.now)
         self._pump()
 
     def node_down(self, replica: ReplicaId) -> None:
@@ -171,6 +173,9 @@ class SimulatedClient:
             results, session.results = session.results, []
             for (call, caller), value in results:
                 self._take_result(call, caller, value)
+        for stranger in sorted(session.strangers):
+            self._world.after(FIND_NODE, self.node_up, stranger)
+        session.strangers.clear()
         due = session.next_deadline()
         if due < self._wake_at:
             self._wake_at = max(due, now + 1)

@@ -37,6 +37,7 @@ class Report(msgspec.Struct, kw_only=True):
     wall_seconds: float = 0.0
     operations: int = 0
     elections: int = 0
+    changes: int = 0
     violations: list[Found] = []
     trace_hash: str = ""
 
@@ -67,6 +68,7 @@ def run_many(
         report.simulated_seconds += outcome.simulated / 1e9
         report.operations += outcome.operations
         report.elections += outcome.elections
+        report.changes += outcome.changes
         report.wall_seconds = time.monotonic() - started
         if outcome.property:
             report.violations.append(Found(outcome.seed, outcome.property, outcome.detail))

@@ -27,11 +27,13 @@ from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.clients import SimulatedClient, Work
-from zcluster.sim.cluster import Cluster, Options, client_endpoint
-from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
+from zcluster.sim.cluster import OPERATOR, Cluster, client_endpoint
+from zcluster.sim.faults import CLOCK, DISK, GROUPS, MEMBERSHIP, NETWORK, Fault, Faults, draw_schedule
 from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
+from zcluster.sim.operator import Operator
 from zcluster.sim.own import OwnModel, OwnPromises, OwnWork, Workload
+from zcluster.sim.process import Options
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import FrameModel, KeyValueModel
 from zcluster.sim.world import START, Violation, World
@@ -78,6 +80,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     operations: int = 0
     elections: int = 0
     entries: int = 0
+    changes: int = 0
 
 
 class Run:
@@ -93,6 +96,9 @@ class Run:
         if case.calm:
             self.election_timeout, durability = 600 * MS, "fsync"
         self.drifts = not case.calm and CLOCK in case.groups and draw.random() < 0.15
+        self.changes = self._members_change(draw)
+        if self.changes:
+            durability = "fsync"
         self.weak = durability != "fsync"
         spec = _spec(case.seed, count, durability, self.election_timeout, draw)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
@@ -103,6 +109,13 @@ class Run:
         judge = Promises if case.workload is None else OwnPromises
         self.promises: Promises | OwnPromises = judge(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
+        self.operator = Operator(
+            self.world,
+            self.cluster,
+            self.checkers,
+            voters_min=draw.choice((1, 2, 3, 3)),
+            election_timeout=self.election_timeout,
+        )
         self.clients = self._make_clients(draw)
         self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
@@ -115,16 +128,29 @@ class Run:
             self.cluster,
             self.checkers,
             self.promises,
+            self.operator,
             clients=tuple(client_endpoint(client.identity) for client in self.clients),
             election_timeout=self.election_timeout,
             loss_window=window,
         )
         schedule = draw_schedule(
-            self.world.random("schedule"), case.groups, self.span, self.election_timeout, weak=self.weak
+            self.world.random("schedule"),
+            case.groups,
+            self.span,
+            self.election_timeout,
+            weak=self.weak,
+            changes=self.changes,
         )
         if case.calm:
             schedule = []
         self.schedule = [fault for i, fault in enumerate(schedule) if case.only is None or i in case.only]
+
+    def _members_change(self, draw: Random) -> bool:
+        """Not where disks are damaged for good or power cuts take acknowledged writes: how much of that a cluster bears
+        is settled for fixed members."""
+        groups = self.case.groups
+        share = 0.35 if DISK in groups else 1.0
+        return draw.random() < share and MEMBERSHIP in groups and not self.case.calm
 
     def _options(self, spec: ClusterSpec, draw: Random) -> Options:
         timeout = self.election_timeout
@@ -167,6 +193,9 @@ class Run:
         by_name = {client.identity: client for client in clients}
 
         def reply(to: bytes, replica: int, head: bytes, body: bytes) -> None:
+            if to == OPERATOR:
+                self.world.after(0, self.operator.replied, head, body)
+                return
             client = by_name.get(to)
             if client is not None:
                 self.network.send(replica, client.endpoint, client.replied, replica, head, body)
@@ -241,14 +270,16 @@ class Run:
         leader = cluster.leader()
         if not leader:
             return False
-        lives = cluster.lives()
-        if len(lives) + sum(bool(node.out) for node in cluster.nodes.values()) < len(cluster.nodes):
-            return False
         life = cluster.nodes[leader].life
         assert life is not None
         core = cluster.core(life)
-        if core.commit_index < core.log.last_index or core.leadership is None:
+        if core.commit_index < core.log.last_index or core.leadership is None or self.operator.busy:
             return False
+        current = core.membership.current
+        nodes = [cluster.nodes[member] for member in (*current.voters, *current.learners)]
+        if any(node.life is None and not node.out for node in nodes):
+            return False
+        lives = [node.life for node in nodes if node.life is not None]
         return all(
             other.replica.last_applied == core.commit_index
             and other.replica.core.term == core.term
@@ -294,6 +325,7 @@ class Run:
             operations=self.promises.completed,
             elections=self.checkers.elections,
             entries=self.checkers.highest,
+            changes=self.checkers.configurations.changes,
         )
 
 
