@@ -46,12 +46,14 @@ class Wish:
 
 
 class Operator:
-    """voters_min: no shrinking below. answered: changes that were acknowledged."""
+    """voters_min: no shrinking below. answered: changes that were acknowledged. stops: share of removed replicas whose
+    process is stopped; the others go on by themselves."""
 
     def __init__(
         self, world: World, cluster: Cluster, checkers: Checkers, *, voters_min: int, election_timeout: Nanoseconds
     ) -> None:
         self.answered = 0
+        self.stops = 0.7
         self._world = world
         self._cluster = cluster
         self._checkers = checkers
@@ -223,7 +225,7 @@ class Operator:
         self.answered += 1
         if change.action == REMOVE:
             node = self._cluster.nodes[change.replica]
-            if not node.out and self._random.random() < 0.7:
+            if not node.out and self._random.random() < self.stops:
                 pause = self._random.randrange(4 * self._election_timeout)
                 self._world.after(pause, self._cluster.retire, change.replica, "removed")
         wish.steps.pop(0)
