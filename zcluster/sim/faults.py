@@ -14,27 +14,29 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from zcluster.errors import InvalidInput
 from zcluster.sim.checkers import Checkers
-from zcluster.sim.cluster import Cluster, Node
+from zcluster.sim.cluster import Cluster
 from zcluster.sim.disk import UNIT
 from zcluster.sim.network import PARTITIONS, Network, partition
-from zcluster.sim.promises import Promises
+from zcluster.sim.operator import Operator
+from zcluster.sim.process import Node
 from zcluster.sim.world import World
 from zcluster.storage.record import cluster_digest, find_frames
 from zcluster.storage.segment import SEGMENT_HEADER_BYTES, parse_segment_name
-from zcluster.types import MS, Nanoseconds
+from zcluster.types import MS, Index, Nanoseconds
 
 NETWORK: Final = "network"
 CRASH: Final = "crash"
 DISK: Final = "disk"
 PAUSE: Final = "pause"
 CLOCK: Final = "clock"
-GROUPS: Final = (NETWORK, CRASH, DISK, PAUSE, CLOCK)
+MEMBERSHIP: Final = "membership"
+GROUPS: Final = (NETWORK, CRASH, DISK, PAUSE, CLOCK, MEMBERSHIP)
 
 KINDS: Final[dict[str, tuple[str, ...]]] = {
     NETWORK: ("lossy", "slow_links", *(f"partition {kind}" for kind in PARTITIONS)),
@@ -53,6 +55,16 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     ),
     PAUSE: ("pause", "pause_leader"),
     CLOCK: ("wall_jump", "late_timers", "deaf_leader"),
+    MEMBERSHIP: (
+        "grow",
+        "shrink",
+        "shrink_leader",
+        "visit",
+        "replace",
+        "kill_in_change",
+        "kill_newcomer",
+        "transfer_in_change",
+    ),
 }
 ALWAYS: Final = ("checkpoint",)
 DAMAGE: Final = ("flip_log", "flip_checkpoint", "misread", "lost_write", "wipe")
@@ -83,16 +95,27 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def draw_schedule(
-    draw: Random, groups: tuple[str, ...], span: Nanoseconds, election_timeout: Nanoseconds, *, weak: bool
+    draw: Random,
+    groups: tuple[str, ...],
+    span: Nanoseconds,
+    election_timeout: Nanoseconds,
+    *,
+    weak: bool,
+    changes: bool = False,
 ) -> list[Fault]:
-    """Faults of the given groups over `span`. Worlds differ: some are calm, some see one kind only, some all."""
-    kinds = [kind for group in groups for kind in KINDS[group]]
+    """Faults of the given groups over `span`. Worlds differ: some are calm, some see one kind only, some all.
+    `changes`: the members change, so that every disk is needed sooner or later, and none is damaged for good."""
+    kinds = [kind for group in groups for kind in KINDS[group] if (group == MEMBERSHIP) <= changes]
+    if changes:
+        kinds = [kind for kind in kinds if kind not in DAMAGE]
     if weak:
         kinds = [kind for kind in kinds if kind in ("slow_disk", "power_cut") or kind not in _disk_or_cache()]
     if not kinds:
         return []
     if draw.random() < 0.6:
         kinds = draw.sample(kinds, draw.randint(1, min(5, len(kinds))))
+    if changes:
+        kinds += [*KINDS[MEMBERSHIP]] * max(1, len(kinds) // 8)
     kinds += ALWAYS
     faults: list[Fault] = []
     pause = draw.choice((0.5, 1, 3, 8)) * election_timeout
@@ -108,6 +131,12 @@ def _disk_or_cache() -> tuple[str, ...]:
     return (*KINDS[DISK], "power_loss")
 
 
+class Promise(Protocol):
+    """Who must know when acknowledged writes may be gone."""
+
+    def power_cut(self, stable: Index) -> None: ...
+
+
 class Faults:
     """Does the faults of one world, and undoes all of them for the liveness phase.
 
@@ -120,7 +149,8 @@ class Faults:
         network: Network,
         cluster: Cluster,
         checkers: Checkers,
-        promises: Promises,
+        promises: Promise,
+        operator: Operator,
         *,
         clients: tuple[int, ...],
         election_timeout: Nanoseconds,
@@ -132,6 +162,7 @@ class Faults:
         self._cluster = cluster
         self._checkers = checkers
         self._promises = promises
+        self._operator = operator
         self._clients = clients
         self._election_timeout = election_timeout
         self._loss_window = loss_window
@@ -149,6 +180,7 @@ class Faults:
     def heal(self) -> None:
         """Nothing is wrong any more, except what is damaged for good."""
         self._healed = True
+        self._operator.hurry()
         self._network.heal_all()
         for node in self._cluster.nodes.values():
             node.disk.recover_from_faults()
@@ -178,7 +210,7 @@ class Faults:
             action(*arguments)
 
     def _any(self, draw: Random) -> Node:
-        return draw.choice(list(self._cluster.nodes.values()))
+        return draw.choice(self._cluster.present())
 
     def _leading(self, draw: Random) -> Node:
         leader = self._cluster.leader()
@@ -204,13 +236,16 @@ class Faults:
 
     def _partition(self, kind: str, fault: Fault, draw: Random) -> None:
         self._keys += 1
-        pairs = partition(kind, list(self._cluster.nodes), self._clients, draw, self._cluster.leader())
+        pairs = partition(kind, self._reachable(), self._clients, draw, self._cluster.leader())
         self._network.cut(self._keys, pairs)
         if kind == "flapping":
             period = max(draw.randrange(2 * self._election_timeout), MS)
             self._flap(self._keys, pairs, period, self._world.now + fault.span)
         else:
             self._later(fault.span, self._network.heal, self._keys)
+
+    def _reachable(self) -> list[int]:
+        return [node.id for node in self._cluster.present()]
 
     def _flap(self, key: int, pairs: list[tuple[int, int]], period: Nanoseconds, end: Nanoseconds) -> None:
         self._later(period // 2, self._network.heal, key)
@@ -270,7 +305,7 @@ class Faults:
             self._later(draw.randrange(fault.span + 1), self._cluster.start, node.id)
 
     def _transfer(self, fault: Fault, draw: Random) -> None:
-        self._cluster.hand_over(self._leading(draw).id, draw.choice([0, *self._cluster.nodes]))
+        self._cluster.hand_over(self._leading(draw).id, draw.choice([0, *self._reachable()]))
 
     def _checkpoint(self, fault: Fault, draw: Random) -> None:
         self._cluster.checkpoint(self._any(draw).id)
@@ -378,6 +413,42 @@ class Faults:
             node.disk.wipe()
             self._later(fault.span, self._cluster.start, node.id)
 
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    def _grow(self, fault: Fault, draw: Random) -> None:
+        self._operator.grow(draw)
+
+    def _shrink(self, fault: Fault, draw: Random) -> None:
+        self._operator.shrink(draw)
+
+    def _shrink_leader(self, fault: Fault, draw: Random) -> None:
+        leader = self._cluster.leader()
+        if leader in self._operator.members.voters:
+            self._operator.shrink(draw, leader)
+
+    def _visit(self, fault: Fault, draw: Random) -> None:
+        self._operator.visit(draw)
+
+    def _replace(self, fault: Fault, draw: Random) -> None:
+        self._operator.replace(draw)
+
+    def _some_change(self, draw: Random) -> None:
+        draw.choice((self._operator.grow, self._operator.shrink, self._operator.visit))(draw)
+
+    def _kill_in_change(self, fault: Fault, draw: Random) -> None:
+        """Whoever leads dies while a change is under way."""
+        self._some_change(draw)
+        self._later(draw.randrange(60 * MS), self._kill_leader, fault, draw)
+
+    def _kill_newcomer(self, fault: Fault, draw: Random) -> None:
+        self._operator.grow(draw)
+        newest = self._cluster.nodes[max(self._cluster.nodes)]
+        self._later(draw.randrange(100 * MS), self._crash, newest, None, fault)
+
+    def _transfer_in_change(self, fault: Fault, draw: Random) -> None:
+        self._some_change(draw)
+        self._later(draw.randrange(60 * MS), self._transfer, fault, draw)
+
     # -- clocks -------------------------------------------------------------------------------------------------------
 
     def _wall_jump(self, fault: Fault, draw: Random) -> None:
@@ -390,7 +461,7 @@ class Faults:
         node = self._leading(draw)
         self._keys += 1
         with_it = [client for client in self._clients if draw.random() < 0.5]
-        others = [other for other in (*self._cluster.nodes, *self._clients) if other not in (node.id, *with_it)]
+        others = [other for other in (*self._reachable(), *self._clients) if other not in (node.id, *with_it)]
         self._network.cut(self._keys, [pair for other in others for pair in ((node.id, other), (other, node.id))])
         apart = [other for other in others if other in self._cluster.nodes]
         self._network.cut(-self._keys, [pair for a in apart for b in with_it for pair in ((a, b), (b, a))])
