@@ -29,7 +29,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from zcluster import wire
 from zcluster.consensus import invariants
 from zcluster.consensus.api import AnyMessage, AppendReply, VoteReply, VoteRequest
-from zcluster.consensus.raft import LEADER, Raft
+from zcluster.consensus.core import LEADER
+from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.sim.configurations import NOBODY, Configurations, LogOfMembers, configuration_of, has_majority
 from zcluster.sim.reference import FrameModel
