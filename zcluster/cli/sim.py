@@ -27,7 +27,9 @@ RECENT_SHOWN: Final = 15
 @click.option("--seeds", type=click.IntRange(1), help=f"How many seeds (default {SEEDS}; 1 with --seed).")
 @click.option("--seed", type=click.IntRange(0), help="The first seed (default 1).")
 @click.option("--for", "span", type=DURATION, metavar="TIME", help="Go on through the seeds for so long.")
-@click.option("--faults", default="all", metavar="LIST", help="network,crash,disk,pause,clock,membership; all (default) or none.")
+@click.option(
+    "--faults", default="all", metavar="LIST", help="network,crash,disk,pause,clock,membership; all (default) or none."
+)
 @click.option("--only", metavar="LIST", help="Keep these faults of the schedule, by position: replays a shorter run.")
 @click.option("--processes", type=click.IntRange(1), help="How many at a time (default: the processors there are).")
 @pass_app
