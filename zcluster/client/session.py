@@ -22,7 +22,9 @@ left of it is refused from then on.
     unknown session       this attempt was not applied                    if no other attempt may have been: again
                                                                           under a new session; else Unknown
 
-Who leads: nodes announce it, the newest term wins. A leader in a new term gets everything unanswered at once. While
+Who leads: nodes announce it, the newest term with a leader wins. A term in which somebody leads is on the disks of a
+majority and never comes back; that of a mere candidate may be forgotten with a power cut, so it ends the belief in the
+old leader and is not remembered. A leader in a new term gets everything unanswered at once. While
 answers are missing, small HELLOs ask all nodes who leads; frames go only to the believed leader, with growing pauses,
 so that one that is merely slow is not drowned in copies.
 """
@@ -384,15 +386,22 @@ class ClientSession:
     def _waits_for_leader(self) -> bool:
         return self._registration is not None or any(flight.to_leader for flight in self._flights())
 
-    def _learn(self, leader: ReplicaId, term: Term, now: Nanoseconds) -> None:
-        """Believe the newest term. A new leader gets all that is unanswered, at once."""
-        if term < self.term or (term == self.term and (leader == NO_REPLICA or self.leader != NO_REPLICA)):
+    def _learn(self, sender: ReplicaId, leader: ReplicaId, term: Term, now: Nanoseconds) -> None:
+        """Believe the newest term that has a leader. A new leader gets all that is unanswered, at once.
+
+        Nobody led in a later term: the old leader is believed again only if it says so itself.
+        """
+        if leader == NO_REPLICA:
+            if term > self.term and self.leader != NO_REPLICA:
+                self.leader = NO_REPLICA
+                self._probe_pause = PROBE_NS
+                self._complaint = ""
+            return
+        if term < self.term or (term == self.term and (self.leader != NO_REPLICA or sender != leader)):
             return
         self.leader, self.term = leader, term
         self._probe_pause = PROBE_NS
         self._complaint = ""
-        if leader == NO_REPLICA:
-            return
         if leader not in self._replicas:
             self.strangers.add(leader)
         for flight in self._flights():
@@ -411,7 +420,7 @@ class ClientSession:
             return
         if kind == wire.LEADER:
             if is_leadership(content):
-                self._learn(content[0], content[1], now)
+                self._learn(replica, content[0], content[1], now)
             return
         if kind == wire.FAILED and request == 0:
             self._complaint = str(content)
@@ -423,7 +432,7 @@ class ClientSession:
         if kind == wire.RESULT:
             self._take_result(flight, content, now)
         elif kind == wire.NOT_LEADER:
-            self._take_redirect(flight, content[0], content[1], now)
+            self._take_redirect(flight, replica, content[0], content[1], now)
         elif kind == wire.BUSY:
             self._complaint = str(content[0]) if type(content) is list and content else "busy"
             self._pause(flight, now)
@@ -432,10 +441,12 @@ class ClientSession:
         else:
             self._fail(flight, Unknown(UNKNOWN))
 
-    def _take_redirect(self, flight: Flight, leader: ReplicaId, term: Term, now: Nanoseconds) -> None:
+    def _take_redirect(
+        self, flight: Flight, sender: ReplicaId, leader: ReplicaId, term: Term, now: Nanoseconds
+    ) -> None:
         flight.to_leader = True
         believed = (self.leader, self.term)
-        self._learn(leader, term, now)
+        self._learn(sender, leader, term, now)
         if (self.leader, self.term) != believed and self.leader != NO_REPLICA:
             return  # learned something: it is under way again
         if self.leader != NO_REPLICA and flight.tried != (self.leader, self.term):

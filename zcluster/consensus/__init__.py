@@ -72,8 +72,9 @@ from the *send* time of such a round and ends with the first TimeoutNow of the t
 replica: heartbeats carry (time, commit index) of the last confirmed round.
 
 **Membership.** A configuration is in force from the moment it is in the log, and reverts when it is cut off; one
-change at a time, learners first. `Ready.configuration` reports each change, `Raft.configuration_at(index)` gives the
-one to put into a checkpoint's meta.
+change at a time, learners first. A learner that has not caught up is not promoted, and nothing is changed that would
+leave no majority of voters that answer: `Busy`, until that is otherwise. `Ready.configuration` reports each change,
+`Raft.configuration_at(index)` gives the one to put into a checkpoint's meta.
 
 **Snapshots.** `InstallSnapshot` in `messages` asks the node to move its newest checkpoint to that replica, at least as
 new as `meta`; then `snapshot_status`. The receiver steps the message once the file is complete and synced; a Ready

@@ -231,8 +231,9 @@ class Consensus(Protocol):
         Raises: NotLeader; Busy above `uncommitted_bytes_max` or while leadership is being transferred."""
 
     def propose_config(self, change: ConfigChange, now: Nanoseconds) -> Index:
-        """One membership change. Raises: NotLeader; Busy (another change is uncommitted, no current-term commit yet);
-        InvalidInput (unknown replica, already so, last voter)."""
+        """One membership change. Raises: NotLeader; Busy (another change is uncommitted, no current-term commit yet,
+        the learner has not caught up, or no majority of the voters that there would be answers); InvalidInput
+        (unknown replica, already so, last voter)."""
 
     def read_barrier(self, token: int, now: Nanoseconds, *, lease: bool = False) -> None:
         """Ask for a linearizable read index; the answer comes in `Ready.reads` or `Ready.reads_failed`. With `lease`

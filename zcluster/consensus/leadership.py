@@ -7,10 +7,14 @@ nothing about terms, roles or the commit index: that is `raft`.
 
 from __future__ import annotations
 
+from typing import Final
+
 from zcluster.consensus import quorum
 from zcluster.consensus.api import (
+    PROMOTE,
     AppendReply,
     AppendRequest,
+    ConfigChange,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
@@ -21,11 +25,16 @@ from zcluster.consensus.election import Promise
 from zcluster.consensus.log import Log
 from zcluster.consensus.membership import Membership
 from zcluster.consensus.outbox import Box
-from zcluster.consensus.progress import PROBE, REPLICATE, Progress
+from zcluster.consensus.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from zcluster.consensus.reads import Rounds
 from zcluster.consensus.vanguard import HELD_BYTES_MAX, Vanguard
 from zcluster.consensus.writes import Writes
-from zcluster.types import NEVER, NO_REPLICA, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term
+from zcluster.errors import Busy
+from zcluster.types import NEVER, NO_REPLICA, Configuration, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term
+
+CAUGHT_UP_BYTES_MAX: Final = 4 << 20
+"""A learner that lacks no more than this is ready to vote: it gets the rest within a round trip and one sync. As much
+may be under way to it at any time under load, so less might never be reached."""
 
 
 class Leadership:
@@ -126,6 +135,38 @@ class Leadership:
         return min(candidates)[1] if candidates else NO_REPLICA
 
     # -- members ------------------------------------------------------------------------------------------------------
+
+    def check_prudent(self, change: ConfigChange, after: Configuration, now: Nanoseconds) -> None:
+        """Refuse, for now, what would stop the service: it is in force as soon as it is in the log.
+
+        A learner is promoted once it has caught up (thesis §4.2.1), and a majority of the voters that there would be
+        must have been heard within an election timeout. Raises: Busy.
+        """
+        learner = self.progress.get(change.replica)
+        if change.action == PROMOTE and learner is not None:
+            self._check_caught_up(change.replica, learner, now)
+        silent = [v for v in after.voters if v != self._id and not self._is_heard(self.progress[v], now)]
+        if len(after.voters) - len(silent) < quorum.majority(len(after.voters)):
+            raise Busy(
+                f"of the voters {list(after.voters)} that there would be, {silent} do not answer; start them first"
+            )
+
+    def _is_heard(self, progress: Progress, now: Nanoseconds) -> bool:
+        return now - progress.active_at < self._settings.election_timeout
+
+    def _check_caught_up(self, replica: ReplicaId, learner: Progress, now: Nanoseconds) -> None:
+        if learner.repair:
+            raise Busy(f"replica {replica} repairs itself; retry")
+        if learner.state == SNAPSHOT:
+            raise Busy(f"replica {replica} is being sent checkpoint {learner.snapshot_index}; retry")
+        if learner.state == PROBE or not self._is_heard(learner, now):
+            raise Busy(f"replica {replica} does not answer yet; retry")
+        missing = self._log.last_index - learner.match_index
+        if (
+            learner.match_index < self._log.base_index
+            or self._log.bytes_after(learner.match_index) > CAUGHT_UP_BYTES_MAX
+        ):
+            raise Busy(f"replica {replica} is {missing} entries behind; retry")
 
     def sync_members(self, incarnations: dict[ReplicaId, int], now: Nanoseconds) -> None:
         """One Progress for each other member; timers run only while there are others."""

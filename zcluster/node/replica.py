@@ -20,10 +20,11 @@ from typing import Any, Final
 import msgspec
 
 from zcluster import wire
-from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
+from zcluster.consensus.api import AnyMessage, ConfigChange, Consensus, InstallSnapshot, Ready
 from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
+from zcluster.node import members
 from zcluster.node.backlog import Backlog, Waiting
 from zcluster.node.checkpoints import Checkpoints, Limits
 from zcluster.node.kept import KeptMessages
@@ -95,6 +96,7 @@ class Replica:
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
         self._reads = Reads()
+        self._changes: list[tuple[Client, int, ConfigChange]] = []  # asked for, to be proposed in this turn
         self._after_persist = KeptMessages()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
@@ -115,6 +117,8 @@ class Replica:
                 self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
+        elif kind == wire.MEMBERSHIP:
+            self._take_membership(client, request, body)
         else:
             self._fail(client, request, f"unknown request kind {kind}")
 
@@ -190,6 +194,9 @@ class Replica:
         self._drain(None, None)
         while self._backlog and self._propose(now, wall_ms):  # room again: what was applied has left the window
             self._drain(None, None)
+        if self._changes:
+            self._propose_changes(now)
+            self._drain(None, None)
         leads = (self.core.leader, self.core.term)
         if leads != self._announced and leads[0] != 0:
             self._announced = leads
@@ -221,6 +228,20 @@ class Replica:
         self._waiting[index] = (term, waiting)
         self._last_proposed, self._proposed_term = index, term
         return True
+
+    def _propose_changes(self, now: Nanoseconds) -> None:
+        changes, self._changes = self._changes, []
+        for client, request, change in changes:
+            try:
+                index = members.propose(self.core, change, self._configuration, now)
+            except NotLeader:
+                self._not_leader(client, request)
+            except Busy as busy:
+                self._reply(client, wire.BUSY, request, wire.encode([str(busy)]))
+            except InvalidInput as error:
+                self._fail(client, request, str(error))
+            else:
+                self._waiting[index] = (self.core.term, [(client, request)])
 
     def _refuse_backlog(self) -> None:
         for client, request in self._backlog.clear():
@@ -305,11 +326,21 @@ class Replica:
             self._configuration = msgspec.structs.replace(decoded, index=entry.index)
         elif entry.kind != KIND_NOOP:
             raise FormatTooNew(f"entry {entry.index} has kind {entry.kind}: written by a newer zcluster; upgrade")
-        for client, request in self._waiting.pop(entry.index, (0, ()))[1]:
-            self._not_leader(client, request)
+        term, waiting = self._waiting.pop(entry.index, (0, ()))
+        for client, request in waiting:
+            if term == entry.epoch:
+                self._reply(client, wire.RESULT, request, members.encode_configuration(self._configuration))
+            else:
+                self._not_leader(client, request)
 
     def _answer_read(self, read: Read) -> None:
-        self._reply(read[0], wire.RESULT, read[1], self.machine.query(read[2]))
+        client, request, asked = read
+        if not isinstance(asked, ConfigChange):
+            self._reply(client, wire.RESULT, request, self.machine.query(asked))
+        elif members.is_done(asked, self._configuration):
+            self._reply(client, wire.RESULT, request, members.encode_configuration(self._configuration))
+        else:
+            self._changes.append((client, request, asked))
 
     def _refuse_reads(self, reads: list[Read]) -> None:
         for client, request, _ in reads:
@@ -370,6 +401,19 @@ class Replica:
             self._fail(client, request, str(error))
         else:
             self._reply(client, wire.RESULT, request, wire.encode([True]))
+
+    def _take_membership(self, client: Client, request: int, body: bytes) -> None:
+        try:
+            change = members.decode_change(body)
+        except InvalidInput as error:
+            self._fail(client, request, str(error))
+            return
+        if not self.core.is_leader:
+            self._not_leader(client, request)
+        elif self._reads.full:
+            self._reply(client, wire.BUSY, request, wire.encode(["too many reads are waiting"]))
+        else:
+            self._reads.arrive(wire.LINEARIZABLE, (client, request, change))
 
     def _reply(self, client: Client, kind: int, request: int, body: bytes) -> None:
         self._out.replies.append((client, wire.pack_head(kind, request), body))

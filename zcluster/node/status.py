@@ -44,6 +44,8 @@ def describe(
         "checkpoint_index": replica.checkpoint_index,
         "voters": list(core.configuration.voters),
         "learners": list(core.configuration.learners),
+        "configuration_index": core.configuration.index,
+        "change_committed": core.configuration.index <= core.commit_index,
         "match_index": {str(k): v for k, v in core.match_index.items()},
         "incarnation": incarnation,
         "repair": core.repair,

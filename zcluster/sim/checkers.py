@@ -11,7 +11,7 @@ replica by itself) runs here after every step too. What clients see is judged in
     log matching             (index, term) names one entry and one predecessor, for ever, on all replicas
     lease                    nobody is elected while another's lease holds
     repair                   a damaged replica neither votes nor acknowledges
-    leader completeness      whoever is elected has every committed entry
+    leader completeness      whoever is elected has every entry committed in an earlier term
     commit                   counts copies that are on the disks of a majority, and entries of the own term
     state-machine safety     one entry, one answer, one state hash at an index; applied in order
     durability               what was acknowledged by a disk is found again by recovery; no healthy disk is refused
@@ -119,6 +119,7 @@ class Checkers:
         self.committed: dict[Index, Term] = {}
         self.committed_at: list[tuple[Nanoseconds, Index]] = []
         self.highest: Index = 0  # committed, as far as anybody knows
+        self._highest_in: dict[Term, Index] = {}  # committed in that term
         self.highest_applied: Index = 0
         self.applied_at: dict[Index, Applied] = {}
         self._hashes: dict[Index, str] = {}
@@ -291,7 +292,8 @@ class Checkers:
         votes = [voter for voter in self.shadows if self._votes.get((voter, term)) == replica]
         if len(votes) < self._majority:
             raise Violation("election safety", f"{replica} leads in {term} by the votes of {votes}")
-        highest = self.highest
+        # Votes may be late: then somebody leads in a term that is over, and knows nothing of what came after it.
+        highest = max((index for earlier, index in self._highest_in.items() if earlier < term), default=0)
         if highest > core.log.last_index:
             raise Violation(
                 "leader completeness", f"{replica} leads in {term} with {core.log.last_index} of {highest} entries"
@@ -324,6 +326,7 @@ class Checkers:
             term = log.term(index)
             if index and term is not None and self.committed.get(index) != term:
                 self._commit_one(replica, index, term)
+                self._highest_in[after.term] = max(self._highest_in.get(after.term, 0), index)
         shadow.committed = after.commit_index
 
     def _commit_one(self, replica: ReplicaId, index: Index, term: Term) -> None:
@@ -399,6 +402,7 @@ class Checkers:
                 self._former[index] = self.committed.pop(index)
                 self._former_applied.pop(index, None)  # of an era before, unless it is put back below
         self.highest = min(self.highest, stable)
+        self._highest_in = {term: min(index, stable) for term, index in self._highest_in.items()}
         self.committed_at = [(at, index) for at, index in self.committed_at if index <= stable]
         self._holders = {key: mask for key, mask in self._holders.items() if key[0] <= stable}
         self._hashes = {index: known for index, known in self._hashes.items() if index <= stable}
@@ -430,6 +434,7 @@ class Checkers:
             if applied is not None and index > self.highest_applied:
                 self._replay(index, applied)
             self.highest = index
+        self._highest_in[meta.epoch] = max(self._highest_in.get(meta.epoch, 0), meta.index)
 
     def stable_before(self, time: Nanoseconds) -> Index:
         """The last index that was committed at or before `time`."""

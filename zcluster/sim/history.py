@@ -312,7 +312,7 @@ class Store(Protocol):
     """What is needed of a client's `kv`."""
 
     def put(self, key: str, value: bytes, *, timeout: float = 10) -> object: ...
-    def get(self, key: str, *, timeout: float = 10) -> bytes | None: ...
+    def get(self, key: str, *, consistency: str = "linearizable", timeout: float = 10) -> bytes | None: ...
     def delete(self, key: str, *, timeout: float = 10) -> bool: ...
     def cas(self, key: str, expected: bytes | None, new: bytes | None, *, timeout: float = 10) -> bool: ...
     def append(self, key: str, data: bytes, *, timeout: float = 10) -> bytes: ...
@@ -337,9 +337,10 @@ class RecordedStore:
         with self._recorded("put", key, value=_text(value)):
             self._store.put(key, value, timeout=timeout)
 
-    def get(self, key: str, *, timeout: float = 10) -> bytes | None:
+    def get(self, key: str, *, consistency: str = "linearizable", timeout: float = 10) -> bytes | None:
+        """`consistency`: "linearizable" or "lease". Others promise less than a history is judged by."""
         with self._recorded("get", key) as answer:
-            found = self._store.get(key, timeout=timeout)
+            found = self._store.get(key, consistency=consistency, timeout=timeout)
             answer.output = _text(found)
         return found
 

@@ -237,6 +237,7 @@ class Witness:
     def __init__(self) -> None:
         self.leaders: dict[Term, ReplicaId] = {}
         self.chosen: dict[Index, Entry] = {}
+        self.chosen_in: dict[Index, Term] = {}  # the term in which it was first seen to be committed
         self.commits: list[tuple[Nanoseconds, Index]] = [(0, 0)]
         self.floors: dict[int, Index] = {}
 
@@ -245,7 +246,8 @@ class Witness:
         if self.leaders.setdefault(term, replica.id) != replica.id:
             raise Violation(f"replicas {self.leaders[term]} and {replica.id} both lead term {term}")
         for index, entry in self.chosen.items():
-            if index > log.base_index and log.term(index) != entry.epoch:
+            earlier = self.chosen_in.get(index, 0) < term  # votes may be late, and so elect for a term that is over
+            if earlier and index > log.base_index and log.term(index) != entry.epoch:
                 raise Violation(f"replica {replica.id} leads term {term} without committed entry {index}/{entry.epoch}")
 
     def committed(self, replica: Replica, disks: dict[ReplicaId, Disk], now: Nanoseconds) -> None:
@@ -254,6 +256,7 @@ class Witness:
         for entry in replica.committed:
             if self.chosen.setdefault(entry.index, entry) != entry:
                 raise Violation(f"replica {replica.id} applies {describe_entries([entry])}, others another entry there")
+            self.chosen_in.setdefault(entry.index, replica.core.term)
         commit_index = replica.core.commit_index
         if commit_index > self.commits[-1][1]:
             self.commits.append((now, commit_index))

@@ -215,6 +215,26 @@ def test_a_newer_term_without_a_leader_makes_operations_wait(ready: Driver) -> N
     assert [send[0] for send in ready.sends()] == [3]
 
 
+def test_the_term_of_a_candidate_is_not_remembered(ready: Driver) -> None:
+    """It may be forgotten with a power cut, and a leader be elected in a lower one (seed 1520052)."""
+    ready.leader(0, 7)
+    ready.put("p")
+    ready.flush()
+    assert ready.sends() == []
+    ready.leader(2, 6)
+    assert [send[0] for send in ready.sends()] == [2]
+
+
+def test_a_leader_that_was_given_up_is_believed_again_when_it_says_that_it_leads(ready: Driver) -> None:
+    ready.leader(0, 2, said_by=2)
+    ready.put("p")
+    ready.flush()
+    ready.leader(1, 1, said_by=3)
+    assert ready.sends() == []
+    ready.leader(1, 1, said_by=1)
+    assert [send[0] for send in ready.sends()] == [1]
+
+
 def test_not_leader_redirects_at_once(ready: Driver) -> None:
     ready.put("p")
     ready.flush()

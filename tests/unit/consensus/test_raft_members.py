@@ -56,6 +56,7 @@ def test_a_change_is_in_force_on_append_and_only_one_is_uncommitted() -> None:
     with pytest.raises(Busy):
         solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now)
     solo.acknowledge(2)
+    solo.acknowledge(4)
     solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now)
     solo.pump()
     solo.acknowledge(2)
@@ -74,6 +75,44 @@ def test_changes_that_make_no_sense_are_refused(change: tuple[str, int]) -> None
     with pytest.raises(InvalidInput):
         solo.core.propose_config(ConfigChange(*change), solo.now)
     assert solo.pump() == []
+
+
+def test_s4_2_1_a_learner_is_promoted_once_it_has_caught_up() -> None:
+    solo = Solo(configuration=Configuration((1, 2, 3), (4,)))
+    solo.lead()
+    promote = ConfigChange(PROMOTE, 4)
+    with pytest.raises(Busy, match="does not answer yet"):
+        solo.core.propose_config(promote, solo.now)
+    solo.acknowledge(4)
+    for _ in range(9):
+        solo.core.propose(bytes(500_000), solo.now)
+        solo.pump()
+        solo.acknowledge(2)
+    with pytest.raises(Busy, match="9 entries behind"):
+        solo.core.propose_config(promote, solo.now)
+    solo.step(4, AppendReply(1, True, 2))
+    assert solo.core.propose_config(promote, solo.now) == 11, "eight entries of half a megabyte will be there soon"
+
+
+def test_a_learner_that_has_fallen_silent_is_not_promoted() -> None:
+    solo = Solo(configuration=Configuration((1, 2, 3), (4,)))
+    solo.lead()
+    solo.acknowledge(4)
+    solo.now += TIMEOUT
+    solo.acknowledge(2)
+    with pytest.raises(Busy, match="does not answer yet"):
+        solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now)
+
+
+def test_no_change_leaves_a_majority_of_silent_voters() -> None:
+    """A removal is in force on append: of voters 1 and 3 with 3 dead, nobody could ever commit it."""
+    solo = Solo()
+    solo.lead()
+    solo.now += TIMEOUT
+    solo.acknowledge(2)
+    with pytest.raises(Busy, match=r"\[3\] do not answer"):
+        solo.core.propose_config(ConfigChange(REMOVE, 2), solo.now)
+    assert solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now) == 2
 
 
 def test_the_last_voter_cannot_be_removed() -> None:

@@ -75,7 +75,13 @@ class ScriptedCore:
         return self.last_index, self.term
 
     def propose_config(self, change: ConfigChange, now: int) -> int:
-        raise AssertionError
+        if not self.is_leader:
+            raise NotLeader(self.leader, self.term)
+        if self.refuse is not None:
+            raise self.refuse
+        self.last_index += 1
+        self.told.append((change.action, change.replica))
+        return self.last_index
 
     def read_barrier(self, token: int, now: int, *, lease: bool = False) -> None:
         self.told.append(("barrier", token, lease))
@@ -93,6 +99,8 @@ class ScriptedCore:
         self.told.append(("snapshot_status", replica, ok))
 
     def transfer_leadership(self, to: int, now: int) -> None:
+        if self.refuse is not None:
+            raise self.refuse
         self.told.append(("transfer", to))
 
     def peer_lost(self, replica: int, incarnation: int, now: int) -> None:
