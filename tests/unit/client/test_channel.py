@@ -125,12 +125,22 @@ def client(echo: Echo, endpoint: str) -> Iterator[Client]:
     one.channel.close()
 
 
-def test_the_waiting_thread_receives_for_itself(client: Client) -> None:
+def test_the_waiting_thread_receives_for_itself(client: Client, echo: Echo) -> None:
+    """Each answer is held until somebody drives, so that the background thread cannot be quicker."""
     client.call(b"first")
-    for i in range(50):
+    me = threading.get_ident()
+
+    def answer_the_driver() -> None:
+        client.until(lambda: client.channel._driver == me)
+        echo.hold = False
+
+    for i in range(10):
+        echo.hold = True
+        helper = threading.Thread(target=answer_the_driver)
+        helper.start()
         client.call(b"%d" % i)
-    mine = sum(client.threads[b"%d" % i] == threading.get_ident() for i in range(50))
-    assert mine > 25  # the background thread may be quicker where the answer overtakes the waiter
+        helper.join()
+    assert [client.threads[b"%d" % i] for i in range(10)] == [me] * 10
 
 
 def test_answers_come_without_a_waiter(client: Client) -> None:
