@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
 WATCH_S: Final = 0.5
+_COMMAND: Final = re.compile(r"(^|: )zcluster ")
 _PALETTE: Final = ("cyan", "magenta", "blue", "green", "yellow", "bright_cyan", "bright_magenta", "bright_blue")
 
 
@@ -107,8 +109,8 @@ def status(ctx: click.Context, app: App, watch: bool) -> None:
 
 
 def _with_own_advice(app: App, found: dict[str, Any]) -> dict[str, Any]:
-    """Advice as it can be pasted here: see `App.program`."""
-    return found | {"fix": [fix.replace("zcluster", app.program, 1) for fix in found.get("fix", ())]}
+    """Advice as it can be pasted here: see `App.program`. A command stands at the beginning or behind a colon."""
+    return found | {"fix": [_COMMAND.sub(rf"\g<1>{app.program} ", fix) for fix in found.get("fix", ())]}
 
 
 def _console(app: App) -> Any:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Map = Mapping[str, Any]
 HEADER: Final = ("NODE", "ROLE", "PID", "TERM", "COMMIT", "APPLIED", "LAG", "CKPT", "DISK", "CPU", "RSS", "UP")
 EXIT_CODES: Final = {"healthy": 0, "stopped": 3, "degraded": 4, "no_quorum": 5}
+_PROBLEMS: Final = {"Repair": "repair", "Election": "first election needs", "Workers": "workers are not there:"}
+"""Problems that the table does not show: their label, and the words by which they are known."""
 _EXPENDABLE: Final = ("CKPT", "RSS", "CPU", "DISK", "APPLIED", "TERM", "LAG", "PID")
 _COLORS: Final = {"healthy": "green", "stopped": "yellow", "degraded": "yellow", "no_quorum": "red"}
 _ROLE_COLORS: Final = {"leader": "green", "paused": "yellow", "silent": "yellow"}
@@ -119,8 +121,9 @@ def footer(status: Map) -> list[str]:
         )
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
-    repairs = [problem for problem in status.get("problems", ()) if "repair" in problem]
-    lines += [f"Repair: {problem}" for problem in repairs]
+    problems = status.get("problems", ())
+    for label, words in _PROBLEMS.items():
+        lines += [f"{label}: {problem}" for problem in problems if words in problem]
     return lines + _advice(status)
 
 

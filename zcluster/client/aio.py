@@ -14,7 +14,6 @@ The file descriptor of a ZeroMQ socket is edge-triggered: after every send and r
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import time
 import weakref
@@ -24,6 +23,7 @@ from typing import Any, Final, cast
 import zmq
 
 from zcluster import wire
+from zcluster.client.context import close_at_exit, process_context
 from zcluster.client.flight import Op, Ops
 from zcluster.client.kv import REFRESH_NS, find_nodes, random_number
 from zcluster.client.operations import (
@@ -176,7 +176,7 @@ class LoopConnection:
         self._flush()
 
     def _add(self, replica: int, endpoint: str) -> None:
-        socket = make_socket(_context(), zmq.DEALER, connect=endpoint, security=self._security, probe=True)
+        socket = make_socket(process_context(), zmq.DEALER, connect=endpoint, security=self._security, probe=True)
         self._sockets[replica] = socket
         self._blocked.add(replica)
         self.loop.add_reader(cast(int, socket.get(zmq.FD)), self._drain, replica, socket)
@@ -377,22 +377,10 @@ def _finish(generator: AsyncGenerator[None, None]) -> None:
 _connections: weakref.WeakSet[LoopConnection] = weakref.WeakSet()
 _inherited: list[LoopConnection] = []
 """Connections of a parent process, kept as they are."""
-_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
 
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """One a process: contexts do not survive a fork. A parent's is kept, untouched, in the child."""
-    pid = os.getpid()
-    if pid not in _contexts:
-        _contexts[pid] = zmq.Context()
-    return _contexts[pid]
-
-
-@atexit.register
+@close_at_exit
 def _close_all() -> None:
     for connection in list(_connections):
         if connection.pid == os.getpid():
             connection.close()
-    context = _contexts.pop(os.getpid(), None)
-    if context is not None:
-        context.term()

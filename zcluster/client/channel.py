@@ -24,7 +24,6 @@ Invariants:
 
 from __future__ import annotations
 
-import atexit
 import os
 import select
 import threading
@@ -38,6 +37,8 @@ from typing import Any, Final, cast
 import zmq
 from zmq.backend import Socket as RawSocket
 
+from zcluster.client.context import close_at_exit, process_context
+from zcluster.client.followers import Follower, Followers
 from zcluster.client.shield import Shield
 from zcluster.errors import Closed
 from zcluster.transport.patience import Patience
@@ -106,13 +107,13 @@ class Channel:
         self._security = security
         self._probe = probe
         self._message_bytes_max = message_bytes_max
-        self._context = _context()
+        self._context = process_context()
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._keys: dict[int, int] = {}  # descriptor -> key
         self._blocked: set[int] = set()
         self._unread: set[int] = set()  # keys to look at before anybody sleeps, whatever their descriptors say
         self._after: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._followers: deque[_Follower] = deque()
+        self._followers = Followers()
         self._driver = 0  # thread id of the waiter that drives
         self._turning = 0  # thread id of whoever is inside a turn
         self._until: Nanoseconds = 0  # when the sleeping driver (or background thread) wakes by itself
@@ -243,8 +244,7 @@ class Channel:
                         return True
                     follower = None
                     if self._driver:
-                        follower = _Follower(me, done)
-                        self._followers.append(follower)
+                        follower = self._followers.join(me, done)
                     else:
                         self._driver = me
                         self._outer.modify(self._inner_fd, 0)
@@ -260,15 +260,13 @@ class Channel:
                     with self.lock:
                         self._pass_on()
 
-    def _follow(self, follower: _Follower, give_up: Nanoseconds) -> None:
+    def _follow(self, follower: Follower, give_up: Nanoseconds) -> None:
         """Sleep until done, out of time, or promoted."""
         try:
-            timeout_s = -1.0 if give_up >= NEVER else max(0.0, (give_up - time.monotonic_ns()) / 1e9)
-            follower.token.acquire(timeout=timeout_s)
+            follower.sleep(give_up)
         finally:
             with self.lock:
-                if follower in self._followers:
-                    self._followers.remove(follower)
+                self._followers.leave(follower)
 
     def _drive(self, done: Callable[[], bool], give_up: Nanoseconds, shield: Shield) -> bool:
         ready: list[tuple[int, int]] = []
@@ -299,16 +297,9 @@ class Channel:
 
     def _pass_on(self) -> None:
         """The driver goes: the next waiter takes over, else the background thread. Needs the lock."""
-        while self._followers:
-            follower = self._followers.popleft()
-            if not follower.done():
-                self._driver = follower.thread
-                follower.promoted = True
-                follower.token.release()
-                return
-            follower.token.release()
-        self._driver = 0
-        if self.closed:
+        successor = self._followers.promote_next()
+        self._driver = successor.thread if successor is not None else 0
+        if successor is not None or self.closed:
             return
         self._outer.modify(self._inner_fd, select.EPOLLIN)
         self._until = self._background_until
@@ -340,7 +331,7 @@ class Channel:
             if self._next_deadline() <= now:
                 self._on_deadline(now)
             if self._followers:
-                self._release_followers()
+                self._followers.release_done()
         finally:
             self._turning = outer_turn
 
@@ -367,15 +358,6 @@ class Channel:
             self._blocked.discard(key)
             if self._on_writable is not None:
                 self._on_writable(key)
-
-    def _release_followers(self) -> None:
-        waiting: deque[_Follower] = deque()
-        for follower in self._followers:
-            if follower.done():
-                follower.token.release()
-            else:
-                waiting.append(follower)
-        self._followers = waiting
 
     def after(self, function: Callable[..., object], *args: Any) -> None:
         """Run `function` soon, without the lock, on whichever thread drives (users' callbacks). Needs the lock.
@@ -472,9 +454,7 @@ class Channel:
             if self._driver:
                 self._outer.modify(self._inner_fd, select.EPOLLIN)
             self.closed = True
-            for follower in self._followers:
-                follower.token.release()
-            self._followers.clear()
+            self._followers.release_all()
             for socket in self._sockets.values():
                 socket.close(0)
             self._sockets.clear()
@@ -487,19 +467,6 @@ class Channel:
             os.close(self._bell)
 
 
-class _Follower:
-    """A waiter beside the one that drives."""
-
-    __slots__ = ("done", "promoted", "thread", "token")
-
-    def __init__(self, thread: int, done: Callable[[], bool]) -> None:
-        self.thread = thread
-        self.done = done
-        self.promoted = False
-        self.token = threading.Lock()
-        self.token.acquire()
-
-
 def _send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> None:
     """A half-sent message would corrupt every later one, so Ctrl-C waits until the last part is out."""
     with Shield():
@@ -509,15 +476,6 @@ def _send_parts(socket: zmq.Socket[bytes], parts: Sequence[Part]) -> None:
 
 
 _channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
-
-
-def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    """One context a process: contexts do not survive a fork. A parent's is kept, untouched, in the child."""
-    pid = os.getpid()
-    if pid not in _contexts:
-        _contexts[pid] = zmq.Context()
-    return _contexts[pid]
 
 
 def _after_fork() -> None:
@@ -528,11 +486,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-@atexit.register
+@close_at_exit
 def _close_all() -> None:
-    """Before the interpreter dismantles itself, so that neither threads nor sockets hang its end."""
     for channel in list(_channels):
         channel.close()
-    context = _contexts.pop(os.getpid(), None)
-    if context is not None:
-        context.term()

@@ -208,6 +208,7 @@ class Status(msgspec.Struct, frozen=True):
     repair: bool = False
     term_started_committed: bool = False  # an entry of the current term has committed
     transfer_to: ReplicaId = 0
+    suspect: bool = False  # the power took what it acknowledged, perhaps: elections with its vote need every voter
 
 
 class Consensus(Protocol):

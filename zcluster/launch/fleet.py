@@ -22,7 +22,7 @@ from zcluster.errors import InvalidInput
 from zcluster.launch import files
 from zcluster.launch import process as system
 from zcluster.launch.process import Process
-from zcluster.launch.restart import QUICK_DEATH_MS, asks_again, delay_ms, gives_up, unwritten_reason
+from zcluster.launch.restart import QUICK_DEATH_MS, asks_again, delay_ms, gives_up, known_exit, unwritten_reason
 
 Commands = dict[str, tuple[str, ...]]
 
@@ -250,7 +250,7 @@ class Fleet:
         child.kill_at = None
         if not self.displaced:
             files.remove_run_file(self.spec.path, child.name)
-        child.exit_text = system.describe_exit(code)
+        child.exit_text = known_exit(child.kind, code) or system.describe_exit(code)
         child.exit_ms = time.time_ns() // MS
         if child.asked_to_die or asks_again(child.kind, code):
             delay = 0

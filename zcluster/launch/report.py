@@ -15,7 +15,7 @@ import msgspec
 
 from zcluster import config
 from zcluster.config import ClusterSpec
-from zcluster.launch import files, network
+from zcluster.launch import files, network, remedies
 from zcluster.launch import process as system
 
 FORMAT: Final = 1
@@ -65,6 +65,11 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "network": network.describe([n["name"] for n in nodes], {n["name"]: n.get("faults", ()) for n in nodes}),
         "routers": routers,
         "workers": workers,
+        "workers_down": [
+            {"name": p["name"], "exit": p["exit"]}
+            for p in processes.values()
+            if p["kind"] == "worker" and p["state"] == "restarting"
+        ],
         "workers_expected": len(spec.nodes) * spec.settings.workers,
         "queued": router.get("queued", 0),
         "tasks_per_s": router.get("tasks_per_s", 0.0),
@@ -177,10 +182,10 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
     command = config.command(Path(report["directory"]))
     if report["state"] == STOPPED:
         return ["stopped"], [f"{command} up"]
-    problems, down, paused = [], [], []
+    problems, down, paused = [], list[Map](), []
     for node in report["nodes"]:
         if node["state"] == "down":
-            down.append(node["name"])
+            down.append(node)
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
         elif node["paused"]:
             paused.append(node["name"])
@@ -191,8 +196,11 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
     problems += broken
+    force: list[str] = []
     if not report["leader"]:
         problems.append("no leader")
+        election, force = remedies.election(command, report["nodes"])
+        problems += election
     if sum(n["repair"] for n in report["nodes"]) > len(report["nodes"]) // 2:
         problems.append("a majority of the nodes is in repair, without sound peers to repair from: restore their data")
     if any(router["paused"] for router in report["routers"]):
@@ -204,10 +212,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         if worker["paused"] and worker["node"] not in paused:
             paused.append(worker["name"])
             problems.append(f"{worker['name']} is paused")
-    missing = report["workers_expected"] - sum(w["registered"] for w in report["workers"])
-    if missing > 0:
-        problems.append(f"{missing} of {report['workers_expected']} workers are not there")
-    fixes = [f"{command} start {' '.join(down)}"] if down else []
+    problems += remedies.workers(report)
+    fixes = remedies.start(command, down, report["directory"]) + force
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
     fixes += [f"{command} heal"] if broken else []
     return problems, fixes

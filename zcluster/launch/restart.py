@@ -2,6 +2,7 @@
 
 a death that was asked for     a node stays down until `start`; a worker or the router starts at once
 exit 75 of a worker            a user's module has changed: it asks for a fresh start, at once
+exit 73 of a worker            it cannot write to the run directory: as any other death; it recovers with the disk
 exit 74 / 78 of a replica      its disk failed / its data are refused: it stays down; `start` tries again
 anything else                  the first one at once; deaths soon after a start wait longer and longer, up to a cap
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+EXIT_CANNOT_WRITE: Final = 73
 EXIT_DISK_FAILED: Final = 74
 EXIT_DATA_REFUSED: Final = 78
 EXIT_MODULE_CHANGED: Final = 75
@@ -49,6 +51,17 @@ def gives_up(kind: str, code: int | None, error_text: str | None) -> bool:
     if kind != "replica":
         return False
     return code in (EXIT_DISK_FAILED, EXIT_DATA_REFUSED) or (code is None and error_text is not None)
+
+
+def known_exit(kind: str, code: int | None) -> str | None:
+    """What an exit code says by agreement; of use where a full disk has no room for a log.
+
+    >>> known_exit("worker", EXIT_CANNOT_WRITE), known_exit("worker", 1)
+    ('it cannot write to the run directory (exit 73); is the disk full?', None)
+    """
+    if kind == "worker" and code == EXIT_CANNOT_WRITE:
+        return f"it cannot write to the run directory (exit {code}); is the disk full?"
+    return None
 
 
 def unwritten_reason(code: int | None) -> str:

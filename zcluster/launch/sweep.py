@@ -55,6 +55,9 @@ def end_processes(directory: Path, *, spare: int | None = None, strays: bool = T
 
 
 def main(arguments: list[str]) -> int:
+    if not arguments:
+        sys.stderr.write("zcluster starts this by itself; use: zcluster down\n")
+        return 2
     directory = Path(arguments[0]).absolute()
     try:
         owner = system.open_owner((directory / "run" / "owner").read_text())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from zcluster import wire
 from zcluster.config import ClusterSpec, load_spec
+from zcluster.entry import check_arguments
 from zcluster.errors import Error, StorageError
 from zcluster.node import start
 from zcluster.node.journal import journal
@@ -103,4 +104,5 @@ def prepare(spec: ClusterSpec, node: str, *, create: bool) -> Server:
 
 
 if __name__ == "__main__":
+    check_arguments(sys.argv[1:], "zcluster.node CLUSTER_DIRECTORY NODE [--create]")
     sys.exit(main(sys.argv[1:]))

@@ -81,10 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     failed = False
     for path in options.files:
-        text = path.read_text()
         try:
+            text = path.read_text()
             now = replay(text)
-        except (ScriptError, Violation) as error:
+        except (ScriptError, Violation, OSError, UnicodeDecodeError) as error:
             sys.stdout.write(f"{path}: {error}\n")
             failed = True
             continue

@@ -28,16 +28,16 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from zcluster.errors import Conflict, Corrupt, StorageError, WrongCluster
 from zcluster.storage import record
 from zcluster.storage.checkpoint import DAMAGED, CheckpointInfo, list_checkpoints, remove_leftovers, set_aside, verify
+from zcluster.storage.create import CHECKPOINTS, LOCK, SOUND, WAL, create_store, make_directory
 from zcluster.storage.disk import Disk, storage_error
-from zcluster.storage.identity import IDENTITY, IDENTITY_TEMPORARY, check_identity, read_identity, write_identity
-from zcluster.storage.proof import PROOF, read_proof
+from zcluster.storage.identity import IDENTITY, check_identity, read_identity
+from zcluster.storage.proof import read_proof
 from zcluster.storage.record import StartMark, WalState, cluster_digest
 from zcluster.storage.replay import Chain, Kept, Replay, assemble, newest_state
 from zcluster.storage.segment import (
@@ -45,17 +45,10 @@ from zcluster.storage.segment import (
     Segment,
     decode_segment_header,
     is_spare_name,
-    parse_segment_name,
-    read_segment,
+    read_segments,
 )
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
 from zcluster.types import Entry, HardState, Identity, Nanoseconds, SnapshotMeta, Term, WriteBatch
-
-LOCK: Final = "lock"
-WAL: Final = "wal"
-CHECKPOINTS: Final = "checkpoints"
-
-_SOUND: Final = "fsync"  # the durability mode under which a power cut loses nothing
 
 
 class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,11 +131,11 @@ def open_store(
         )
     try:
         if create:
-            _make_directory(disk, directory)
+            make_directory(disk, directory)
         lock = disk.lock(directory / LOCK)
         try:
             if create:
-                _create(disk, directory, identity, boot_id, segment_bytes)
+                create_store(disk, directory, identity, boot_id, segment_bytes)
             found = read_identity(disk, directory)
             check_identity(found, identity, directory)
             wal, recovered = _Recovery(disk, directory, identity, boot_id, segment_bytes).run()
@@ -155,53 +148,6 @@ def open_store(
     except OSError as error:
         raise storage_error("open", directory, error) from error
     return Store(disk, directory, found, wal, recovered, lock)
-
-
-def _make_directory(disk: Disk, directory: Path) -> None:
-    """With its missing parents, and durable: each new name is synced into the directory that holds it."""
-    path = directory
-    parents = [directory.parent]
-    while not disk.exists(path):
-        path = path.parent
-        parents.append(path)
-    disk.make_directory(directory)
-    for parent in reversed(parents):
-        disk.fsync_directory(parent)
-
-
-def _create(disk: Disk, directory: Path, identity: Identity, boot_id: str, segment_bytes: int) -> None:
-    """Everything an empty store has, the identity last. Does nothing where an identity is already."""
-    if disk.exists(directory / IDENTITY):
-        return
-    wal = directory / WAL
-    digest = cluster_digest(identity.cluster_id)
-    expected = {LOCK, WAL, CHECKPOINTS, IDENTITY_TEMPORARY}
-    foreign = sorted(set(disk.listdir(directory)) - expected)
-    if foreign:
-        raise Conflict(f"{directory}: not empty (there is {foreign[0]}); a new cluster needs an empty directory")
-    for subdirectory in (wal, directory / CHECKPOINTS):
-        disk.make_directory(subdirectory)
-    if list_checkpoints(disk, directory / CHECKPOINTS):
-        raise Conflict(f"{directory}: holds checkpoints, but no {IDENTITY}; restore that file or empty the directory")
-    for segment in _read_segments(disk, wal, digest):
-        frame = segment.newest_frame()
-        if frame is not None and frame.state.incarnation > 0:
-            raise Conflict(f"{directory}: holds a log, but no {IDENTITY}; restore that file or empty the directory")
-        disk.unlink(segment.path)
-    if disk.exists(wal / PROOF):  # of a creation that did not get to its end; gone for good once the new log has a name
-        disk.unlink(wal / PROOF)
-    log = Wal(disk, wal, digest, WalPosition(start=StartMark(boot_id, _SOUND), boot_id=boot_id), segment_bytes)
-    log.append([])
-    log.sync()
-    log.close()
-    disk.fsync_directory(directory)
-    write_identity(disk, directory, identity)
-
-
-def _read_segments(disk: Disk, wal: Path, digest: bytes) -> list[Segment]:
-    """All segments, ascending by id."""
-    found = [(segment_id, name) for name in disk.listdir(wal) if (segment_id := parse_segment_name(name)) is not None]
-    return [read_segment(disk, wal / name, segment_id, digest) for segment_id, name in sorted(found)]
 
 
 class _Usable(msgspec.Struct, frozen=True):
@@ -234,7 +180,7 @@ class _Recovery:
         remove_leftovers(self._disk, self._checkpoints)
         self._unread = list_checkpoints(self._disk, self._checkpoints)
         newest = self._usable_checkpoint(0)
-        segments = _read_segments(self._disk, self._wal_directory, self._digest)
+        segments = read_segments(self._disk, self._wal_directory, self._digest)
         proof = read_proof(self._disk, self._wal_directory, self._digest)
         proven = proof.segment_id if proof else 0
         next_id = max(segments[-1].id if segments else 0, proven) + 1
@@ -259,7 +205,7 @@ class _Recovery:
             floor=max(self._replay.highest, chain.floor),
             state=state,
             proof=None if chain.lost else proof,
-            start=self._replay.start or StartMark("", _SOUND),
+            start=self._replay.start or StartMark("", SOUND),
             boot_id=self._boot_id,
             suspect_after=recovered.suspect_after,
         )
@@ -335,13 +281,13 @@ class _Recovery:
         if start is None:
             return None
         threshold = start.suspect_after
-        if start.durability != _SOUND and start.boot_id != self._boot_id and not self._replay.clean:
+        if start.durability != SOUND and start.boot_id != self._boot_id and not self._replay.clean:
             threshold = max(state.term, highest_epoch)
         return None if threshold is None or highest_epoch > threshold else threshold
 
     def _wiped(self) -> tuple[Wal, RecoveredStore]:
         damage = self._damage or Corrupt(self._wal_directory, 0, "no readable segment of the log")
-        position = WalPosition(start=StartMark("", _SOUND), boot_id=self._boot_id)
+        position = WalPosition(start=StartMark("", SOUND), boot_id=self._boot_id)
         wal = Wal(self._disk, self._wal_directory, self._digest, position, self._segment_bytes)
         wal.failed = StorageError(f"{self._wal_directory}: the hard state is lost; this replica must not be used")
         return wal, RecoveredStore(damage=damage, wiped=True, repair=True)

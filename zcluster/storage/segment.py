@@ -166,5 +166,11 @@ def read_segment(disk: Disk, path: Path, segment_id: int, digest: bytes) -> Segm
     return Segment(segment_id, path, len(data), None, blank, _unread(strays, not blank))
 
 
+def read_segments(disk: Disk, wal: Path, digest: bytes) -> list[Segment]:
+    """All segments of a log, ascending by id. Raises: as `read_segment`."""
+    found = [(segment_id, name) for name in disk.listdir(wal) if (segment_id := parse_segment_name(name)) is not None]
+    return [read_segment(disk, wal / name, segment_id, digest) for segment_id, name in sorted(found)]
+
+
 def _unread(strays: list[Frame], damaged: bool) -> Scan:
     return Scan(array("I"), array("I"), None, 0, strays, damaged)

@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 import zmq
 
 from zcluster.config import ClusterSpec, load_spec
+from zcluster.entry import check_arguments
 from zcluster.tasks.client_side import ClientSide
 from zcluster.tasks.dispatcher import Dispatcher
 from zcluster.tasks.policy import make_policy
@@ -152,4 +153,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    check_arguments(sys.argv[1:], "zcluster.tasks.router CLUSTER_DIRECTORY")
     sys.exit(main(sys.argv[1:]))

@@ -35,17 +35,21 @@ def word_path(run_directory: Path, worker: str) -> Path:
 
 
 class Word:
-    """The worker's side."""
+    """The worker's side. Raises: OSError (no room)."""
 
     def __init__(self, run_directory: Path, worker: str) -> None:
         path = word_path(run_directory, worker)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "w+b") as file:
-            ticks = start_ticks(os.getpid()) or 0
-            file.write(_HEAD.pack(_MAGIC, 0, os.getpid(), ticks).ljust(SIZE_BYTES, b"\0"))
-            file.flush()
-            self._map = mmap.mmap(file.fileno(), SIZE_BYTES)
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "w+b") as file:
+                ticks = start_ticks(os.getpid()) or 0
+                file.write(_HEAD.pack(_MAGIC, 0, os.getpid(), ticks).ljust(SIZE_BYTES, b"\0"))
+                file.flush()  # a full disk says so here; without room the mapping would end the process later
+                self._map = mmap.mmap(file.fileno(), SIZE_BYTES)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         self._pack = _TASK.pack_into
 
     def set(self, client: int, number: int) -> None:

@@ -6,7 +6,8 @@
 Tasks run on the main thread, so signals and `KeyboardInterrupt` mean what they should. Results are kept until the
 router has acknowledged them; a new router hears what is running and held, and gets those results again.
 
-Exit codes: 0 asked to stop (SIGTERM); 75 a user's module has changed, start me afresh; 78 refused by the router.
+Exit codes: 0 asked to stop (SIGTERM); 73 the run directory takes no word on what is running (a full disk?); 75 a user's
+module has changed, start me afresh; 78 refused by the router.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import repeat
 from types import FrameType
 from typing import Any, Final, NoReturn
 
 from zcluster.config import WORKER, ClusterSpec, load_spec
+from zcluster.entry import check_arguments
 from zcluster.tasks import link as links
 from zcluster.tasks import payload
 from zcluster.tasks import protocol as p
@@ -35,6 +38,7 @@ from zcluster.transport.liveness import exit_with_owner, start_ticks
 from zcluster.transport.sockets import Security
 from zcluster.types import MS, NEVER, Nanoseconds
 
+EXIT_CANNOT_WRITE: Final = 73
 EXIT_CHANGED: Final = 75
 EXIT_REFUSED: Final = 78
 RESULTS_PER_FRAME: Final = 32
@@ -75,10 +79,10 @@ class Function:
 class Worker:
     """What one worker process knows. `run` is the main thread's."""
 
-    def __init__(self, spec: ClusterSpec, name: str) -> None:
+    def __init__(self, spec: ClusterSpec, name: str, word: Word) -> None:
         self.spec = spec
         self.name = name
-        self.word = Word(spec.path / "run", name)
+        self.word = word
         self.running: p.TaskId | None = None
         self.inbox: OrderedDict[p.TaskId, Task] = OrderedDict()
         self.functions: dict[bytes, Function] = {}
@@ -277,7 +281,11 @@ def main(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     exit_with_owner()
-    worker = Worker(spec, name)
+    try:
+        word = Word(spec.path / "run", name)
+    except OSError as error:
+        refuse(f"{name} cannot say what it runs: {error}")
+    worker = Worker(spec, name, word)
     links.inside_worker = True
 
     def terminate(number: int, frame: FrameType | None) -> None:
@@ -296,6 +304,13 @@ def main(arguments: list[str]) -> int:
     return worker.run()
 
 
+def refuse(text: str) -> NoReturn:
+    """The exit code says it too: on a full disk there may be no room for the text, nor for a traceback about that."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
+    os._exit(EXIT_CANNOT_WRITE)
+
+
 def leave_now(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -303,4 +318,5 @@ def leave_now(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    check_arguments(sys.argv[1:], "zcluster.tasks.worker CLUSTER_DIRECTORY NAME")
     sys.exit(main(sys.argv[1:]))

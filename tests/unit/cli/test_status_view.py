@@ -165,3 +165,17 @@ def test_advice_can_be_pasted_where_zcluster_is_not_on_the_path(
     cluster.found = DEGRADED
     assert run("status").stdout.endswith("Fix: bin/zcluster start n2\n")
     assert json.loads(run("status", "--json").stdout)["fix"] == ["zcluster start n2"]
+    cluster.found = DEGRADED | {"fix": ["put it back in /home/zcluster/n2, then: zcluster start n2"]}
+    assert run("status").stdout.endswith("Fix: put it back in /home/zcluster/n2, then: bin/zcluster start n2\n")
+
+
+def test_what_the_table_does_not_show_is_said_below_it() -> None:
+    problems = [
+        "n1 is down: killed",
+        "after a power failure the first election needs every voter",
+        "2 of 2 workers are not there: full",
+    ]
+    text = plain(DEGRADED | {"problems": problems})
+    assert "Election: after a power failure the first election needs every voter" in text
+    assert "Workers: 2 of 2 workers are not there: full" in text
+    assert "n1 is down: killed" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -124,12 +125,22 @@ def client(echo: Echo, endpoint: str) -> Iterator[Client]:
     one.channel.close()
 
 
-def test_the_waiting_thread_receives_for_itself(client: Client) -> None:
+def test_the_waiting_thread_receives_for_itself(client: Client, echo: Echo) -> None:
+    """Each answer is held until somebody drives, so that the background thread cannot be quicker."""
     client.call(b"first")
-    for i in range(50):
+    me = threading.get_ident()
+
+    def answer_the_driver() -> None:
+        client.until(lambda: client.channel._driver == me)
+        echo.hold = False
+
+    for i in range(10):
+        echo.hold = True
+        helper = threading.Thread(target=answer_the_driver)
+        helper.start()
         client.call(b"%d" % i)
-    mine = sum(client.threads[b"%d" % i] == threading.get_ident() for i in range(50))
-    assert mine > 25  # the background thread may be quicker where the answer overtakes the waiter
+        helper.join()
+    assert [client.threads[b"%d" % i] for i in range(10)] == [me] * 10
 
 
 def test_answers_come_without_a_waiter(client: Client) -> None:
@@ -369,10 +380,28 @@ def test_a_forked_child_makes_its_own_and_exit_is_silent(echo: Echo, endpoint: s
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+class Sleep:
+    """The set that the background thread sleeps on; `endless` is set while it sleeps with no end in sight."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self.endless = threading.Event()
+        self._epoll = epoll
+        self.modify = epoll.modify
+
+    def poll(self, timeout_s: float) -> list[tuple[int, int]]:
+        if timeout_s >= 3600:
+            self.endless.set()
+        found = self._epoll.poll(timeout_s)
+        self.endless.clear()
+        return found
+
+
 def test_an_idle_channel_costs_nothing(client: Client) -> None:
+    """It sleeps until something happens; there is no tick."""
+    sleep = Sleep(client.channel._outer)
+    object.__setattr__(client.channel, "_outer", sleep)
     client.call(b"first")
-    time.sleep(0.05)
-    before = os.times()
-    threads = time.process_time()
-    time.sleep(0.3)
-    assert time.process_time() - threads < 0.1, before  # the echo thread polls; the channel does not
+    assert sleep.endless.wait(TIMEOUT_S)
+    assert client.send(b"second")
+    client.until(lambda: b"second" in client.answers)
+    assert sleep.endless.wait(TIMEOUT_S)

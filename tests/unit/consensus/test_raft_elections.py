@@ -17,7 +17,7 @@ from zcluster.consensus.api import (
     VoteReply,
     VoteRequest,
 )
-from zcluster.types import MS, NEVER, HardState
+from zcluster.types import KIND_NOOP, MS, NEVER, Entry, HardState
 
 TIMEOUT = 600 * MS
 
@@ -285,6 +285,14 @@ def test_a_voter_is_suspect_unless_the_candidate_has_an_entry_of_a_later_term(la
     solo = Solo(term=4, log=entries(1, 3), suspect_after=4)
     solo.step(2, PreVoteRequest(6, 9, last_term), VoteRequest(6, 9, last_term))
     assert solo.take() == [(2, PreVoteReply(6, True, suspect)), (2, VoteReply(6, True, suspect))]
+
+
+def test_status_says_that_an_election_needs_everybody_until_there_is_an_entry_of_a_later_term() -> None:
+    solo = Solo(term=4, log=entries(1, 3), suspect_after=4)
+    assert solo.core.status().suspect
+    solo.step(2, AppendRequest(5, 1, 3, 0, (Entry(2, 5, KIND_NOOP, b""),)))
+    assert not solo.core.status().suspect
+    assert not Solo(term=4, log=entries(1, 3)).core.status().suspect
 
 
 def test_after_a_power_cut_a_short_but_sound_log_does_not_replace_what_another_replica_has_applied() -> None:

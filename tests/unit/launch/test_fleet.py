@@ -59,6 +59,17 @@ def test_replica_that_had_no_room_for_its_last_words_is_given_some(home: Path) -
     assert not fleet.wanted(fleet.children["n1"])
 
 
+def test_worker_without_room_for_its_run_file_says_so_by_its_exit_code_and_is_tried_again(home: Path) -> None:
+    """Its log is on the same full disk, so it may be empty."""
+    fleet = dying("worker", 73)
+    worker = fleet.children["n1.w1"]
+    for _ in range(9):
+        die(fleet, "n1.w1", 10)
+    assert worker.exit_text == "it cannot write to the run directory (exit 73); is the disk full?"
+    assert worker.failure is None
+    assert worker.restart_at == 10 + 1_000_000_000
+
+
 def test_lost_run_file_is_written_anew_and_a_displaced_fleet_touches_none(home: Path) -> None:
     spec = layout.create("c", make_settings(nodes=1))
     fleet = Fleet(spec, owner=None, commands={"router": ("-c", "import signal; signal.pause()")})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from zcluster.config import ClusterSpec, NodeSpec, make_settings
@@ -70,8 +71,70 @@ def test_a_majority_in_repair_is_no_quorum(spec: ClusterSpec) -> None:
     assert any("restore their data" in problem for problem in status["problems"])
 
 
+def silent(*names: str, **changed: Any) -> dict[str, dict[str, Any]]:
+    """What the others say, each with `changed`."""
+    found = {name: answer | changed for name, answer in answers().items() if name not in (*names, "router")}
+    return found | {"router": {"workers": []}}
+
+
 def test_advice_calls_a_cluster_outside_the_home_by_its_path(spec: ClusterSpec) -> None:
-    silent = {name: answer for name, answer in answers().items() if name != "n1"}
-    status = report.describe(spec, supervisor(n1="its disk is full"), silent)
-    assert status["fix"] == [f"zcluster -c {spec.directory} start n1"]
-    assert "n1 is down: its disk is full" in status["problems"]
+    status = report.describe(spec, supervisor(n1="StorageError: its disk is full"), silent("n1"))
+    again = f"then: zcluster -c {spec.directory} start n1"
+    assert status["fix"] == [f"see to the disk of {spec.directory} (is it full?), {again}"]
+    assert "n1 is down: StorageError: its disk is full" in status["problems"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "remedy"),
+    [
+        ("Refused: the vote and term of n1 are lost", "put the data of n1 back in"),
+        ("WrongCluster: the data of replica 1 is missing", "put the data of n1 back in"),
+        ("its data were refused (exit 78); its log may say more", "put the data of n1 back in"),
+        ("FormatTooNew: written by a newer zcluster", "upgrade zcluster, then: "),
+        ("its disk failed or is full (exit 74); make room", "see to the disk of"),
+    ],
+)
+def test_a_node_that_would_only_fail_again_is_not_simply_started(spec: ClusterSpec, failure: str, remedy: str) -> None:
+    (fix,) = report.describe(spec, supervisor(n1=failure), silent("n1"))["fix"]
+    assert fix.startswith(remedy)
+    assert fix.endswith(f"then: zcluster -c {spec.directory} start n1")
+
+
+def test_nodes_that_were_killed_are_started_beside_those_that_need_more(spec: ClusterSpec) -> None:
+    said = supervisor(n1="Refused: lost")
+    for process in said["processes"][1:3]:
+        process |= {"state": "down", "down_reason": "SIGKILL", "down_since_ms": None}
+    fixes = report.describe(spec, said, {"router": {"workers": []}})["fix"]
+    assert fixes[0] == f"zcluster -c {spec.directory} start n2 n3"
+    assert fixes[1].startswith("put the data of n1 back")
+
+
+def test_a_lost_voter_after_a_power_failure_in_a_weak_mode_is_named_with_both_ways_out(spec: ClusterSpec) -> None:
+    said = supervisor(n3="WrongCluster: missing")
+    status = report.describe(spec, said, silent("n3", suspect=True, leader=0, last_index=9))
+    assert status["leader"] is None
+    assert any("the first election needs every voter, and n3 is missing" in problem for problem in status["problems"])
+    assert status["fix"][0].startswith("put the data of n3 back")
+    assert status["fix"][1] == (
+        f"if n3 cannot come back, give up what only it had: zcluster -c {spec.directory} recover --force-new n1"
+    )
+
+
+@pytest.mark.parametrize(("suspect", "leader"), [(False, 0), (True, 1)])
+def test_a_majority_is_enough_where_nothing_is_suspect_or_a_leader_was_elected(
+    spec: ClusterSpec, suspect: bool, leader: int
+) -> None:
+    status = report.describe(spec, supervisor(n3="WrongCluster: missing"), silent("n3", suspect=suspect, leader=leader))
+    assert not any("every voter" in problem for problem in status["problems"])
+    assert not any("--force-new" in fix for fix in status["fix"])
+
+
+def test_workers_that_are_not_there_say_why(spec: ClusterSpec) -> None:
+    said = supervisor()
+    said["processes"] += [
+        {"name": f"n{i}.w1", "kind": "worker", "node": f"n{i}", "state": "restarting", "exit": "no room"}
+        for i in (1, 2, 3)
+    ]
+    spec = msgspec.structs.replace(spec, settings=make_settings(workers=1))
+    status = report.describe(spec, said, answers())
+    assert status["problems"] == ["3 of 3 workers are not there: no room"]

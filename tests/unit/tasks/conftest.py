@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="session")
 def short_directory() -> Iterator[str]:
     path = tempfile.mkdtemp(prefix="zct-")
-    for name in "1mqpdsjxkrabe":  # one a test that has processes of its own
+    for name in "1mqpdsjxkrabew":  # one a test that has processes of its own
         (Path(path) / name).mkdir()
     yield path
     shutil.rmtree(path, ignore_errors=True)

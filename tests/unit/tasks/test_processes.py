@@ -575,6 +575,27 @@ def test_deliberate_kills_charge_nobody(tmp_path: Path, short_directory: str) ->
         assert future.result(TIMEOUT_S) == processes.workers["n1.w1"].pid
 
 
+def test_a_worker_that_cannot_write_its_word_says_why_and_works_once_it_can(
+    tmp_path: Path, short_directory: str
+) -> None:
+    """As on a full disk: the run directory takes no file."""
+    with Processes(tmp_path / "cluster", f"{short_directory}/w", workers=1) as processes:
+        processes.wait_status(lambda s: len(s["workers"]) == 1)
+        run = processes.spec.path / "run"
+        processes.kill(processes.workers["n1.w1"])
+        run.rename(run.with_name("away"))
+        processes.start_worker("n1.w1")
+        assert processes.workers["n1.w1"].wait(TIMEOUT_S) == 73
+        assert "n1.w1 cannot say what it runs: " in processes.log("n1.w1")
+        command = [sys.executable, "-m", "zcluster.tasks.worker", processes.spec.directory, "n1.w1"]
+        with open("/dev/full", "wb") as full_log:  # not even its last words find room
+            assert subprocess.run(command, stderr=full_log, timeout=TIMEOUT_S, check=False).returncode == 73
+        run.with_name("away").rename(run)
+        processes.start_worker("n1.w1")
+        with TaskPool(processes.spec) as pool:
+            assert pool.submit(pow, 2, 3).result(TIMEOUT_S) == 8
+
+
 def test_a_stopped_worker_gets_nothing_new(tmp_path: Path, short_directory: str) -> None:
     with Processes(tmp_path / "c", short_directory + "/s") as processes, TaskPool(processes.spec) as pool:
         processes.wait_status(lambda s: len(s["workers"]) == 2)
