@@ -345,7 +345,7 @@ def test_figure_8(seed: int) -> None:
         if len(dead) > 2:
             lab.start(lab.rng.choice(dead))
 
-    figure_8(lab, 150, lambda leader: lab.crash(leader), mend)
+    figure_8(lab, 150, lab.crash, mend)
     for server, node in lab.nodes.items():
         if node.core is None:
             lab.start(server)
@@ -377,7 +377,7 @@ def test_figure_8_unreliable(seed: int) -> None:
             lab.connect(lab.rng.choice(sorted(lab.disconnected)))
         lab.delay = (0, 4 * TIMEOUT) if lab.rng.random() < 0.05 else (0, 27 * MS)
 
-    figure_8(lab, 150, lambda leader: lab.disconnect(leader), mend)
+    figure_8(lab, 150, lab.disconnect, mend)
     lab.connect(*lab.nodes)
     lab.set_unreliable(False)
     lab.one(b"last", 5)
@@ -424,6 +424,8 @@ def test_churn(seed: int, unreliable: bool) -> None:
 class SnapshotLab(Lab):
     """Every server makes a checkpoint when it has applied ten more entries, and keeps nothing behind it."""
 
+    retained_bytes_max = 0
+
     def compact_all(self) -> None:
         for server, node in self.nodes.items():
             core = node.core
@@ -436,11 +438,6 @@ class SnapshotLab(Lab):
             self.compact_all()
 
 
-def snapshot_lab(servers: int, *, seed: int = 1, unreliable: bool = False) -> SnapshotLab:
-    lab = SnapshotLab(servers, seed=seed, unreliable=unreliable)
-    return lab
-
-
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 @pytest.mark.parametrize(
     ("harm", "unreliable"),
@@ -449,7 +446,7 @@ def snapshot_lab(servers: int, *, seed: int = 1, unreliable: bool = False) -> Sn
 )
 def test_snapshots(harm: str | None, unreliable: bool, seed: int) -> None:
     """Who was away for longer than the leader's log reaches back gets its checkpoint, and then the rest."""
-    lab = small_memory(SnapshotLab(3, seed=seed, unreliable=unreliable))
+    lab = SnapshotLab(3, seed=seed, unreliable=unreliable)
     lab.one(b"first", 3)
     leader = lab.check_one_leader()
     for turn in range(8):
@@ -470,10 +467,6 @@ def test_snapshots(harm: str | None, unreliable: bool, seed: int) -> None:
     kept = [len(lab.core(i).log.tail(lab.core(i).log.first_index)) for i in lab.nodes]
     assert max(kept) < 100, f"logs do not stay short: {kept}"
     assert len(set(lab.committed_data())) == 1 + 8 * 36
-
-
-def small_memory(lab: SnapshotLab) -> SnapshotLab:
-    return lab
 
 
 def test_crash_and_restart_all_servers_with_snapshots() -> None:
