@@ -97,7 +97,7 @@ class Run:
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
-        self.clients = self._make_clients(draw)
+        self.clients = self._make_clients(self._draw_load(draw))
         self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
         if self.weak:
@@ -143,7 +143,7 @@ class Run:
             notices_lost=draw.choice((0.0, 0.0, 0.3, 1.0)),
         )
 
-    def _make_clients(self, draw: Random) -> list[SimulatedClient]:
+    def _draw_load(self, draw: Random) -> Load:
         levels = (wire.LINEARIZABLE, wire.LEASE, wire.BOUNDED, wire.EVENTUAL)
         load = Load(
             sessions=draw.choice((1, 2, 3)),
@@ -155,6 +155,9 @@ class Run:
         )
         if self.case.calm:
             load = Load(sessions=1, callers=1, think=500 * MS)
+        return load
+
+    def _make_clients(self, load: Load) -> list[SimulatedClient]:
         clients = [
             SimulatedClient(self.world, self.network, self.cluster, self.promises, number, load)
             for number in range(load.sessions)
