@@ -26,17 +26,21 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Lab(Network):
-    """Servers 1..n. `unreliable`: a tenth of the messages is lost, the others take up to 27 ms and overtake."""
+    """Servers 1..n. `unreliable`: a tenth of the messages is lost, the others take up to 27 ms and overtake.
+    `pidfds`: survivors hear at once of a crash, and elect."""
 
     retained_bytes_max = 4 << 20
+    batch_bytes_max = 1 << 20
 
-    def __init__(self, servers: int, *, seed: int = 1, unreliable: bool = False) -> None:
+    def __init__(self, servers: int, *, seed: int = 1, unreliable: bool = False, pidfds: bool = False) -> None:
         self.disconnected: set[int] = set()
         self.messages: Counter[str] = Counter()
         self.sent_bytes = 0
         self.entries_sent: Counter[bytes] = Counter()
-        settings = Settings(election_timeout=TIMEOUT, retained_bytes_max=self.retained_bytes_max)
-        super().__init__(servers, seed=seed, settings=settings, delay=RELIABLE)
+        settings = Settings(
+            election_timeout=TIMEOUT, retained_bytes_max=self.retained_bytes_max, batch_bytes_max=self.batch_bytes_max
+        )
+        super().__init__(servers, seed=seed, settings=settings, delay=RELIABLE, pidfds=pidfds)
         self.set_unreliable(unreliable)
 
     def set_unreliable(self, unreliable: bool) -> None:
