@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 CYCLES = int(os.environ.get("ZCLUSTER_TEST_KILL_CYCLES", "100"))
 WATCHDOG_S = 60
+QUICK = {"election_timeout_ms": 300, "heartbeat_ms": 75}
 
 
 def wait_caught_up(cluster: zcluster.LocalCluster) -> None:
@@ -35,7 +36,7 @@ def test_kill_cycles_lose_nothing(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     choose = random.Random(seed)
-    with zcluster.LocalCluster(nodes=3, workers=0, checkpoint_bytes=100_000) as cluster:
+    with zcluster.LocalCluster(workers=0, checkpoint_bytes=100_000, **QUICK) as cluster:
         callers = {"clients": 4, "callers": 2, "keys": 4, "timeout_s": 30.0}
         with Traffic(cluster.connect, seed=seed, consistency=BOTH, **callers) as traffic:  # type: ignore[arg-type]
             for cycle in range(CYCLES):

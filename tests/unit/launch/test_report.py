@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,30 @@ def test_advice_calls_a_cluster_outside_the_home_by_its_path(spec: ClusterSpec) 
     status = report.describe(spec, supervisor(n1="its disk is full"), silent)
     assert status["fix"] == [f"zcluster -c {spec.directory} start n1"]
     assert "n1 is down: its disk is full" in status["problems"]
+
+
+def test_a_file_that_vanishes_while_a_directory_is_measured_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs are trimmed and checkpoints pruned at any time; their names may just have been read."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(10_000))
+    whole = report.directory_bytes(str(tmp_path))
+    real = os.scandir
+
+    class Late:
+        """All names are read; then a file goes."""
+
+        def __init__(self, path: str) -> None:
+            with real(path) as entries:
+                self._entries = list(entries)
+            os.unlink(self._entries[0].path)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self._entries
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Late)
+    assert report.directory_bytes(str(tmp_path)) == whole * 2 // 3
