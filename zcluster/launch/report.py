@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -234,14 +235,13 @@ def ago(seconds: float) -> str:
 def directory_bytes(path: str) -> int:
     """Bytes that a directory takes on disk (allocated blocks), files below it included."""
     total = 0
-    try:
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                total += directory_bytes(entry.path)
-            else:
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-    except OSError:
-        return total
+    with suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with suppress(OSError):  # it has gone meanwhile; the others are still there
+                if entry.is_dir(follow_symlinks=False):
+                    total += directory_bytes(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
 
 

@@ -116,7 +116,7 @@ class Run:
             voters_min=draw.choice((1, 2, 3, 3)),
             election_timeout=self.election_timeout,
         )
-        self.clients = self._make_clients(draw)
+        self.clients = self._make_clients(self._draw_load(draw))
         self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
         if self.weak:
@@ -175,7 +175,7 @@ class Run:
             notices_lost=draw.choice((0.0, 0.0, 0.3, 1.0)),
         )
 
-    def _make_clients(self, draw: Random) -> list[SimulatedClient]:
+    def _draw_load(self, draw: Random) -> Load:
         levels = (wire.LINEARIZABLE, wire.LEASE, wire.BOUNDED, wire.EVENTUAL)
         load = Load(
             sessions=draw.choice((1, 2, 3)),
@@ -189,6 +189,9 @@ class Run:
         )
         if self.case.calm:
             load = Load(sessions=1, callers=1, think=500 * MS)
+        return load
+
+    def _make_clients(self, load: Load) -> list[SimulatedClient]:
         clients = [self._make_client(number, load) for number in range(load.sessions)]
         by_name = {client.identity: client for client in clients}
 
