@@ -40,7 +40,7 @@ MEMBERSHIP: Final = "membership"
 GROUPS: Final = (NETWORK, CRASH, DISK, PAUSE, CLOCK, MEMBERSHIP)
 
 KINDS: Final[dict[str, tuple[str, ...]]] = {
-    NETWORK: ("lossy", "slow_links", *(f"partition {kind}" for kind in PARTITIONS)),
+    NETWORK: ("lossy", "slow_links", "slow", "flaky", *(f"partition {kind}" for kind in PARTITIONS)),
     CRASH: ("kill", "kill_leader", "power_loss", "crash_in_write", "crash_in_start", "transfer", "power_cut"),
     DISK: (
         "sync_error",
@@ -252,6 +252,17 @@ class Faults:
         self._network.slow = draw.random() * 0.3
         self._network.slow_max = int(draw.random() * 4 * self._election_timeout)
         self._later(fault.span, self._calm)
+
+    def _slow(self, fault: Fault, draw: Random) -> None:
+        """Each message from and to one node takes longer."""
+        node = self._any(draw)
+        self._network.slow_nodes[node.id] = int(draw.choice((0.1, 0.5, 2.0)) * self._election_timeout)
+        self._later(fault.span, self._network.slow_nodes.pop, node.id, None)
+
+    def _flaky(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
+        self._network.flaky_nodes[node.id] = draw.choice((0.05, 0.3, 0.7))
+        self._later(fault.span, self._network.flaky_nodes.pop, node.id, None)
 
     def _calm(self) -> None:
         self._network.loss = self._network.duplication = self._network.slow = 0.0
