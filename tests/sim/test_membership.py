@@ -26,12 +26,8 @@ def change(index: int, term: int, *voters: int, learners: tuple[int, ...] = ()) 
 
 @pytest.fixture
 def checkers() -> Checkers:
-    """Three voters; entry 1 of term 1 is committed."""
-    found = Checkers(World(1), (1, 2, 3), KeyValueModel)
-    found.committed[1] = 1
-    found.highest = 1
-    found._commit_terms.add(1)
-    return found
+    """Of three voters."""
+    return Checkers(World(1), (1, 2, 3), KeyValueModel)
 
 
 # -- configurations ---------------------------------------------------------------------------------------------------
@@ -64,13 +60,16 @@ def test_learners_make_no_majority() -> None:
 
 def test_a_change_behind_one_that_is_not_committed(checkers: Checkers) -> None:
     checkers.submitted(1, WriteBatch(1, entries=(change(2, 1, 1, 2, 3, learners=(4,)),)))
+    checkers.configurations.check_fresh(1, {1})
+    checkers.submitted(1, WriteBatch(2, entries=(change(3, 1, 1, 2, 3, 4),)))
     with pytest.raises(Violation, match="one change at a time"):
-        checkers.submitted(1, WriteBatch(2, entries=(change(3, 1, 1, 2, 3, 4),)))
+        checkers.configurations.check_fresh(1, {1})
 
 
 def test_a_change_before_anything_is_committed_in_the_term(checkers: Checkers) -> None:
+    checkers.submitted(2, WriteBatch(1, entries=(change(2, 7, 1, 2),)))
     with pytest.raises(Violation, match="stranger's change"):
-        checkers.submitted(2, WriteBatch(1, entries=(change(2, 7, 1, 2),)))
+        checkers.configurations.check_fresh(1, {1})
 
 
 def test_what_is_cut_off_is_in_force_no_longer() -> None:

@@ -174,11 +174,11 @@ class Checkers:
             terms[meta.index] = meta.epoch
         if batch.truncate_after is not None:
             members.truncate(batch.truncate_after)
+            for index in [index for index in terms if index > batch.truncate_after]:
+                del terms[index]
         for entry in batch.entries:
             if entry.kind == KIND_CONFIG:
-                members.append(
-                    self.configurations.written(replica, entry, members.current, self.committed, self._commit_terms)
-                )
+                members.append(self.configurations.written(replica, entry, members.current))
             self._match(replica, entry, terms.get(entry.index - 1))
             terms[entry.index] = entry.epoch
 
@@ -328,6 +328,8 @@ class Checkers:
             self._elected(replica, core)
         if after.commit_index > shadow.committed:
             self._commit(replica, core, shadow, after)
+        if after.role == LEADER:
+            self.configurations.check_fresh(self.highest, self._commit_terms)
         current, handed = core.membership.current, shadow.members.current
         if (current.voters, current.learners) != (handed.voters, handed.learners):
             raise Violation("membership", f"{replica} goes by {current}, the log it wrote ends with {handed}")

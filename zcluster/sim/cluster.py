@@ -69,6 +69,10 @@ class Cluster:
         found = [(life.replica.core.term, life.node.id) for life in self.lives() if life.replica.core.is_leader]
         return max(found)[1] if found else 0
 
+    def all_sync_until(self) -> Nanoseconds:
+        """Since when some process has been down or paused; what it had not synced then, it has not synced yet."""
+        return min(self._world.now, *(node.idle_since for node in self.present()))
+
     def lives(self) -> list[Life]:
         return [node.life for node in self.nodes.values() if node.life is not None]
 
@@ -117,6 +121,7 @@ class Cluster:
             return
         node.life = life
         node.created = True
+        node.idle_since = NEVER
         self._world.trace.add(self._world.now, replica, "start")
         self.on_up(replica)
         self._guard(life, self._turn, life)
@@ -199,6 +204,7 @@ class Cluster:
         node = self.nodes[replica]
         life, node.life = node.life, None
         node.paused = False
+        node.idle_since = min(node.idle_since, self._world.now)
         if keep is None:
             node.disk.kill()
         else:
@@ -239,13 +245,16 @@ class Cluster:
             self._poke(life)
 
     def pause(self, replica: ReplicaId) -> None:
-        if self.nodes[replica].life is not None:
-            self.nodes[replica].paused = True
+        node = self.nodes[replica]
+        if node.life is not None:
+            node.paused = True
+            node.idle_since = min(node.idle_since, self._world.now)
 
     def resume(self, replica: ReplicaId) -> None:
         node = self.nodes[replica]
         node.paused = False
         if node.life is not None:
+            node.idle_since = NEVER
             self._poke(node.life)
 
     def _notice(self, life: Life, replica: ReplicaId, incarnation: int) -> None:

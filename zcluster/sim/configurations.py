@@ -12,7 +12,7 @@ Shares no code with `consensus.membership`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -57,27 +57,27 @@ class Configurations:
         self.changes = 0  # committed so far
         self.committed = initial
         self._written: dict[tuple[Index, Term], Configuration] = {}
+        self._fresh: list[tuple[ReplicaId, Term, Configuration, Configuration]] = []
 
-    def written(
-        self,
-        replica: ReplicaId,
-        entry: Entry,
-        before: Configuration,
-        committed: Mapping[Index, Term],
-        commits: set[Term],
-    ) -> Configuration:
-        """An entry as it is handed to the disk. `before`: in force in front of it; `commits`: terms in which something
-        has been committed. Raises: Violation, of the first who writes it."""
+    def written(self, replica: ReplicaId, entry: Entry, before: Configuration) -> Configuration:
+        """An entry as it is handed to the disk. `before`: in force in front of it. Raises: Violation."""
         after = configuration_of(entry)
         key = (entry.index, entry.epoch)
         if key not in self._written:
             self._written[key] = after
             check_successor(replica, before, after)
-            if before.index > max(committed, default=0) and before.index > self.committed.index:
-                raise Violation("one change at a time", f"{replica} appends {after}, {before} is not committed")
-            if entry.epoch not in commits:
-                raise Violation("stranger's change", f"{replica} appends {after} before a commit in term {entry.epoch}")
+            self._fresh.append((replica, entry.epoch, before, after))
         return after
+
+    def check_fresh(self, highest: Index, commits: set[Term]) -> None:
+        """At the end of the turn that wrote them, when all that it committed is known: up to `highest` of the log,
+        something in the terms `commits`. Raises: Violation."""
+        fresh, self._fresh = self._fresh, []
+        for replica, term, before, after in fresh:
+            if before.index > highest:
+                raise Violation("one change at a time", f"{replica} appends {after}, {before} is not committed")
+            if term not in commits:
+                raise Violation("stranger's change", f"{replica} appends {after} before a commit in term {term}")
 
     def committed_at(self, index: Index, term: Term) -> None:
         found = self._written.get((index, term))

@@ -155,6 +155,9 @@ class Operator:
             self._asked[self._serial] = (life, life.replica.core.term, change)
             self._cluster.change(leader, self._serial, encode_change(change))
             pause = 4 * self._election_timeout
+        elif life is not None:
+            self._wishes.append(self._wishes.pop(0))  # others may go first; a lost disk can always be replaced
+            wish = self._wishes[0]
         self._world.after(pause, self._ask_again, wish, len(wish.steps), self._serial)
 
     def _ask_again(self, wish: Wish, left: int, serial: int) -> None:

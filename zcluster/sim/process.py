@@ -89,7 +89,7 @@ class Life:
 
 class Node:
     """A data directory, and whoever serves from it. out: why it never starts again; joined: it was not there when the
-    cluster was made."""
+    cluster was made; idle_since: when its process stopped or was paused, so that nothing more was synced."""
 
     def __init__(self, replica: ReplicaId, name: str, disk: SimulatedDisk, *, joined: bool = False) -> None:
         self.id = replica
@@ -99,6 +99,7 @@ class Node:
         self.created = False
         self.joined = joined
         self.paused = False
+        self.idle_since: Nanoseconds = NEVER
         self.out = ""
         self.crash_keeps: str | None = None  # of the unsynced data, in a crash in the middle of a call
         self.wall_offset_ms = 0
