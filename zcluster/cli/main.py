@@ -51,6 +51,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "slow": Place("faults", "slow", "Delay what a node sends and hears"),
         "flaky": Place("faults", "flaky", "Lose or double messages of a node"),
         "heal": Place("faults", "heal", "End all faults of the network"),
+        "chaos": Place("chaos", "chaos", "Do faults for a while, and check what clients saw"),
     },
     "Data and tasks": {
         "put": Place("kv", "put", "Store a value"),

@@ -19,7 +19,7 @@ from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
 from zcluster.launch.handles import Node, Nodes, ProcessHandle
-from zcluster.launch.network import DIRECTIONS, NetworkFaults, OneOrBoth, links_of_isolation, links_of_partition
+from zcluster.launch.network import DIRECTIONS, NetworkFaults, OneOrBoth, Seen, links_of_isolation, links_of_partition
 from zcluster.launch.readiness import Progress
 
 if TYPE_CHECKING:
@@ -84,11 +84,17 @@ class Cluster:
 
     def conditions(self) -> dict[str, str]:
         """What the system knows of each node's replica: "up", "paused" or "down"."""
+        return {name: seen.condition for name, seen in self._look().items()}
+
+    def _look(self) -> dict[str, Seen]:
         found = {}
         for node in self.spec.nodes:
             identity = files.read_run_file(self.directory, node.name)
             stat = system.living(identity) if identity is not None else None
-            found[node.name] = "down" if stat is None else "paused" if stat.paused else "up"
+            if identity is None or stat is None:
+                found[node.name] = Seen("down")
+            else:
+                found[node.name] = Seen("paused" if stat.paused else "up", identity.pid, identity.start_ticks)
         return found
 
     @property
@@ -239,7 +245,7 @@ class Cluster:
 
     @property
     def _network(self) -> NetworkFaults:
-        return NetworkFaults(self.spec, self.conditions)
+        return NetworkFaults(self.spec, self._look)
 
     def _node_names(self, selector: str | Iterable[str]) -> list[str]:
         """Nodes only. Raises: InvalidInput."""

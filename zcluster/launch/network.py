@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from zcluster import config, wire
 from zcluster.config import ClusterSpec
 from zcluster.errors import Conflict, Degraded, InvalidInput, Timeout
 from zcluster.launch import probe
-from zcluster.transport.faults import DELAY_MAX, KINDS, Kind, Order, Rule
+from zcluster.transport.faults import DELAY_MAX, KINDS, Direction, Kind, Order, Rule
 from zcluster.types import MS, NEVER
 
 Link = tuple[str, str]
@@ -87,16 +87,24 @@ def links_of_isolation(nodes: Sequence[str], names: Collection[str], direction: 
 
 
 # -- telling them -----------------------------------------------------------------------------------------------------
+class Seen(NamedTuple):
+    """A replica's process: "up", "paused" or "down"; its pid and start time, 0 if it is down."""
+
+    condition: str
+    pid: int = 0
+    start_ticks: int = 0
+
+
 class NetworkFaults:
     """Puts faults into the network of one cluster, and takes them out.
 
     Args:
-        condition: what each node is right now: "up", "paused" or "down".
+        look: what each node's replica is right now.
     """
 
-    def __init__(self, spec: ClusterSpec, condition: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, spec: ClusterSpec, look: Callable[[], Mapping[str, Seen]]) -> None:
         self._spec = spec
-        self._condition = condition
+        self._look = look
         self._command = config.command(spec.path)
 
     @property
@@ -112,9 +120,9 @@ class NetworkFaults:
         """
         self._check_peers()
         until = _until(seconds)
-        condition = self._condition()
-        able = [n for n in self.names if condition.get(n) == "up"]
-        down = [n for n in self.names if condition.get(n) == "down"]
+        seen = self._look()
+        able = [n for n in self.names if seen[n].condition == "up"]
+        down = [n for n in self.names if seen[n].condition == "down"]
         live = sorted((a, b) for a, b in links if a not in down and b not in down)
         if not live:
             gone = sorted({n for link in links for n in link if n in down})
@@ -123,22 +131,23 @@ class NetworkFaults:
                 f"Start first: {self._command} start {' '.join(gone)}"
             )
         self._check_kept(live, able, "paused", f"{self._command} resume {{}}")
-        orders = {
-            name: Order(
-                ("cut",),
-                tuple(
-                    Rule("cut", "out" if a == name else "in", self._spec.replica_id(b if a == name else a), until)
-                    for a, b in live
-                    if name in (a, b)
-                ),
-            )
-            for name in able
-        }
-        silent = self._tell(orders)
+        silent = self._tell({name: Order(("cut",), self._cuts_of(name, live, seen, until)) for name in able})
         told = [n for n in able if n not in silent]
         self._check_kept(live, told, "silent", f"{self._command} heal")
         untold = [n for n in self.names if n not in told and n not in down and any(n in link for link in live)]
         return {"cuts": [list(link) for link in live], "untold": untold, "down": down, "seconds": seconds}
+
+    def _cuts_of(self, name: str, links: Iterable[Link], seen: Mapping[str, Seen], until: int) -> tuple[Rule, ...]:
+        """The part of a cut that one end keeps, against each peer for as long as that one's process lives."""
+        rules = []
+        for a, b in links:
+            if name in (a, b):
+                peer = b if a == name else a
+                _, pid, start_ticks = seen[peer]
+                direction: Direction = "out" if a == name else "in"
+                peer_id = self._spec.replica_id(peer)
+                rules.append(Rule("cut", direction, peer_id, until, pid=pid, start_ticks=start_ticks))
+        return tuple(rules)
 
     def slow(self, names: Sequence[str], ms: float, seconds: float | None = None) -> dict[str, Any]:
         """Everything that these nodes send to and hear from their peers comes `ms` later; 0: no more."""
@@ -164,10 +173,10 @@ class NetworkFaults:
 
     def heal(self) -> dict[str, Any]:
         """End all faults of the network. Raises: Degraded, when a node could not be told; the others are healed."""
-        condition = self._condition()
-        up = [n for n in self.names if condition.get(n) == "up"]
+        seen = self._look()
+        up = [n for n in self.names if seen[n].condition == "up"]
         silent = self._tell(dict.fromkeys(up, Order(KINDS)))
-        paused = [n for n in self.names if condition.get(n) == "paused"]
+        paused = [n for n in self.names if seen[n].condition == "paused"]
         if paused:
             raise Degraded(
                 f"{_and(paused)} {_is(paused)} paused and could not be told to heal; the others are healed. "
@@ -198,9 +207,9 @@ class NetworkFaults:
         self._check_peers()
         if not names:
             raise InvalidInput("no node is named")
-        condition = self._condition()
+        seen = self._look()
         for state, verb in (("down", "start"), ("paused", "resume")):
-            absent = [n for n in names if condition.get(n) == state]
+            absent = [n for n in names if seen[n].condition == state]
             if absent:
                 raise Conflict(
                     f"{_and(absent)} {_is(absent)} {state} and cannot be told. "

@@ -25,7 +25,7 @@ from zcluster.consensus.api import AnyMessage
 from zcluster.errors import InvalidInput, NotLeader, StorageError
 from zcluster.machines.api import Machine
 from zcluster.node import status
-from zcluster.node.deaths import DeathWatch
+from zcluster.node.deaths import DeathWatch, RuledPeers
 from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
 from zcluster.node.replica import Effects, Replica
@@ -103,6 +103,7 @@ class Server:
             severed=self._faults.severed,
         )
         self._deaths = DeathWatch()
+        self._ruled_peers = RuledPeers()
         self._started = monotonic()
         self.replica = make_replica(self._deaths.verify, self._started)
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
@@ -204,8 +205,9 @@ class Server:
             self._death_seen, self._poller_stale = False, True
             for lost, incarnation in self._deaths.newly_dead():
                 journal(self._node, f"replica {lost} (incarnation {incarnation}) has exited")
-                self._faults.forget(lost, now)
                 replica.peer_lost(lost, incarnation, now)
+            for gone in self._ruled_peers.gone():
+                self._faults.forget(gone, now)
         installed = self._receiver.installed()
         if installed is not None:
             meta = installed.message.meta
@@ -257,6 +259,8 @@ class Server:
             self._clients.send(client, wire.pack_head(wire.FAILED, request), refusal)
             return
         self._faults.obey(order, now)
+        self._ruled_peers.watch(self._faults.rules.all)
+        self._poller_stale = self._death_seen = True  # one of them may be dead already
         rules = status.describe_faults(self._spec, self._faults.rules.all, now)
         journal(self._node, f"faults of the network: {'; '.join(map(str, rules)) or 'none'}")
         self._clients.send(client, wire.pack_head(wire.RESULT, request), self._encode(rules))
@@ -282,7 +286,7 @@ class Server:
     def _update_poller(self) -> None:
         """Poll exactly the descriptors that matter now."""
         wanted: set[Any] = {self._peers.inbound, self._clients.socket, self._receiver.socket, self._wakeup.fd}
-        self._death_fds = self._deaths.descriptors()
+        self._death_fds = self._deaths.descriptors() + self._ruled_peers.descriptors()
         wanted.update(self._death_fds)
         wanted.update(self._senders.sockets())
         if wanted != self._watched:
@@ -365,6 +369,7 @@ class Server:
         self._peers.close()
         self._clients.close()
         self._deaths.close()
+        self._ruled_peers.close()
         if self._authentication is not None:
             self._authentication.stop()  # type: ignore[attr-defined]
         self._context.destroy(linger=0)

@@ -50,7 +50,8 @@ Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 class Rule(msgspec.Struct, frozen=True, array_like=True):
     """peer: a replica id, or EVERYBODY. until: on the machine's monotonic clock; the rule is over then.
 
-    `delay` counts if kind is "slow"; `loss` and `duplicate`, the shares of messages, if it is "flaky".
+    `delay` counts if kind is "slow"; `loss` and `duplicate`, the shares of messages, if it is "flaky". `pid` and
+    `start_ticks` name the peer's process at the time of the order; 0: not known.
     """
 
     kind: Kind
@@ -60,6 +61,8 @@ class Rule(msgspec.Struct, frozen=True, array_like=True):
     delay: Annotated[int, msgspec.Meta(ge=0, le=DELAY_MAX)] = 0
     loss: Probability = 0.0
     duplicate: Probability = 0.0
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
+    start_ticks: Annotated[int, msgspec.Meta(ge=0, le=NEVER)] = 0
 
 
 class Order(msgspec.Struct, frozen=True, array_like=True):
@@ -185,7 +188,6 @@ class FaultyNetwork(Generic[MessageT]):
         self.delayed = 0
         self.doubled = 0
         self._send = send
-        self._incarnations: dict[ReplicaId, int] = {}
         self._leaving: _Held[tuple[ReplicaId, bytes]] = _Held()
         self._arriving: _Held[tuple[Envelope, MessageT]] = _Held()
 
@@ -194,8 +196,7 @@ class FaultyNetwork(Generic[MessageT]):
         self._changed(now)
 
     def forget(self, peer: ReplicaId, now: Nanoseconds) -> None:
-        """The process of `peer` is gone, or another one speaks for it."""
-        self._incarnations.pop(peer, None)
+        """The process of `peer` is gone."""
         if self.rules.forget(peer):
             self._changed(now)
 
@@ -230,8 +231,6 @@ class FaultyNetwork(Generic[MessageT]):
             self._send(peer, body)
         arrived = list(self._arriving.take(now))
         for envelope, message in received:
-            if envelope.incarnation > self._incarnations.setdefault(envelope.sender, envelope.incarnation):
-                self.forget(envelope.sender, now)
             for due in self._fate("in", envelope.sender, now):
                 if due <= now:
                     arrived.append((envelope, message))
@@ -262,5 +261,3 @@ class FaultyNetwork(Generic[MessageT]):
 
     def _settle(self) -> None:
         self.active = bool(self.rules.all or self._leaving or self._arriving)
-        if not self.active:
-            self._incarnations.clear()

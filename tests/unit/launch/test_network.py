@@ -11,7 +11,7 @@ from zcluster import wire
 from zcluster.config import ClusterSpec, NodeSpec, make_settings
 from zcluster.errors import Conflict, Degraded, InvalidInput, Timeout
 from zcluster.launch import network, probe, report
-from zcluster.launch.network import NetworkFaults, links_of_isolation, links_of_partition
+from zcluster.launch.network import NetworkFaults, Seen, links_of_isolation, links_of_partition
 from zcluster.transport.faults import KINDS, Order, Rule, decode_order
 from zcluster.types import MS, NEVER
 
@@ -38,7 +38,7 @@ class Told:
         self.silent: set[str] = set()
         spec = make_spec(tmp_path, count)
         self.conditions = {n.name: "up" for n in spec.nodes}
-        self.faults = NetworkFaults(spec, lambda: self.conditions)
+        self.faults = NetworkFaults(spec, lambda: {n: Seen(c, 70 + int(n[1:]), 9) for n, c in self.conditions.items()})
 
         def ask(spec: ClusterSpec, names: Any, kind: int, body: Any, *, timeout_s: float) -> dict[str, Any]:
             assert kind == wire.FAULTS
@@ -101,6 +101,12 @@ def test_both_ends_of_a_link_are_told_by_replica_id(told: Told) -> None:
     assert told.cuts("n2") == {("in", 11), ("out", 11)}
     assert all(order.lift == ("cut",) for order in told.orders.values())
     assert (done["untold"], done["down"]) == ([], [])
+
+
+def test_a_cut_names_the_process_it_is_about(told: Told) -> None:
+    """Against a peer's next process, which is another one, nothing is held."""
+    told.faults.cut(links_of_isolation(FIVE[:3], ["n1"]))
+    assert {(rule.peer, rule.pid, rule.start_ticks) for rule in told.orders["n1"].rules} == {(12, 72, 9), (13, 73, 9)}
 
 
 def test_one_way_each_end_keeps_its_part(told: Told) -> None:

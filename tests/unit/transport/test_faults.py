@@ -34,8 +34,8 @@ class World:
         self.network.outward(peer, body, self.now)
         return self.left
 
-    def receive(self, *messages: tuple[int, str], incarnation: int = 1) -> list[tuple[int, str]]:
-        received = [(Envelope(1, "c", sender, incarnation, 1, 1, 1), text) for sender, text in messages]
+    def receive(self, *messages: tuple[int, str]) -> list[tuple[int, str]]:
+        received = [(Envelope(1, "c", sender, 1, 1, 1, 1), text) for sender, text in messages]
         return [(envelope.sender, text) for envelope, text in self.network.inward(received, self.now)]
 
     def sleep(self, span: int) -> None:
@@ -164,13 +164,6 @@ def test_the_death_of_a_peer_ends_what_was_held_against_it_alone(world: World) -
     world.order(Rule("cut", "in", 2), Rule("cut", "out", 2), Rule("cut", "in", 3), Rule("slow", "out", delay=MS))
     world.network.forget(2, world.now)
     assert world.network.rules.all == (Rule("cut", "in", 3), Rule("slow", "out", delay=MS))
-
-
-def test_the_next_incarnation_of_a_peer_is_heard_though_nobody_saw_the_last_one_die(world: World) -> None:
-    world.order(Rule("cut", "in", 2), Rule("cut", "out", 2))
-    assert world.receive((2, "old"), incarnation=4) == []
-    assert world.receive((2, "new"), incarnation=5) == [(2, "new")]
-    assert not world.network.active
 
 
 @pytest.mark.parametrize(
