@@ -27,7 +27,7 @@ HELLO: Final = 1  # body: [protocol, cluster_id]; answered by LEADER, and again 
 WRITE: Final = 2  # body: a client frame
 READ: Final = 3  # body: [consistency, bound_ms, [op, ...]]
 STATUS: Final = 4  # body: empty; answered by RESULT with a map
-CHECKPOINT: Final = 5  # body: empty; RESULT [index] once a checkpoint is on disk
+CHECKPOINT: Final = 5  # body: empty, or [index to cover]; RESULT [index] once a checkpoint that covers it is on disk
 TRANSFER: Final = 6  # body: [replica id]; RESULT [true] when asked for
 
 RESULT: Final = 33  # body: see above
@@ -54,6 +54,7 @@ OP_CAS: Final = 13  # [13, key, expected|None, new|None] -> bool
 OP_APPEND: Final = 14  # [14, key, data]            -> bytes: the new value
 OP_LIST: Final = 15  # [15, prefix, after, count]   -> [[key, value, ...], more?]: pairs in key order after key `after`
 OP_HASH: Final = 16  # [16]                         -> [applied index, revision, state hash]; for tests and checks
+OP_INDEX: Final = 90  # [90]                        -> [applied index, revision]; linearizable: covers what is answered
 
 # -- error codes ------------------------------------------------------------------------------------------------------
 E_BAD_REQUEST: Final = 1

@@ -70,9 +70,9 @@ def _start(app: App, given: dict[str, Any], wait_s: float) -> Cluster:
     app.transient(f'   starting cluster "{app.name}" …')
     from zcluster.launch import named as launch
 
-    cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
+    cluster, report = launch.up(app.name, given, wait_s, StepReporter(app))
     app.emit(report)
-    _ending(app, cluster, report, time.monotonic() - began)
+    show_ending(app, cluster, report, time.monotonic() - began)
     return cluster
 
 
@@ -86,7 +86,7 @@ def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict
     return {key: sourced.value for key, sourced in found.items() if sourced.explicit or not exists}
 
 
-class _Steps:
+class StepReporter:
     """Each step of `launch.up` as a line; see `Cluster.wait_healthy`."""
 
     def __init__(self, app: App) -> None:
@@ -110,7 +110,7 @@ class _Steps:
             app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
 
 
-def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
+def show_ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
     """What was done and what to do with it; everything in it can be copied and pasted."""
     app.clear_transient()
     if app.quiet:

@@ -54,6 +54,8 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "del": Place("kv", "delete", "Delete a key"),
         "cas": Place("kv", "cas", "Replace a value if it is the expected one"),
         "checkpoint": Place("kv", "checkpoint", "Have every node write a checkpoint now"),
+        "backup": Place("backup", "backup", "Save all keys to a file, while the cluster serves"),
+        "restore": Place("backup", "restore", "Make a new cluster from a backup"),
         "submit": Place("task", "submit", "Run a function on a worker"),
         "run": Place("task", "run", "Run a script against a cluster"),
     },

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated, Any, Final
 
@@ -30,7 +31,7 @@ import msgspec
 from zcluster.errors import FormatTooNew
 from zcluster.machines.kv import CHUNK_BYTES, KvStore, View, pairs_of
 from zcluster.machines.sessions import Session, Sessions, refusal
-from zcluster.wire import E_BAD_REQUEST, FRAME_BYTES_MAX, OP_HASH, OP_REGISTER, OPS_MAX, decode, encode
+from zcluster.wire import E_BAD_REQUEST, FRAME_BYTES_MAX, OP_HASH, OP_INDEX, OP_REGISTER, OPS_MAX, decode, encode
 
 SCHEMA: Final = 1
 
@@ -119,6 +120,9 @@ class ClusterMachine:
         if [OP_HASH] in ops:
             hashed = self._hash_result()  # once, however often it is asked for: it walks the whole state
             results = [hashed if op == [OP_HASH] else result for op, result in zip(ops, results, strict=True)]
+        if [OP_INDEX] in ops:
+            at = [self.index, self.kv.revision]
+            results = [at if op == [OP_INDEX] else result for op, result in zip(ops, results, strict=True)]
         return encode(results)
 
     def _hash_result(self) -> list[Any]:
@@ -144,6 +148,13 @@ class ClusterMachine:
     def maintain(self) -> bool:
         """See Machine.maintain."""
         return self.kv.maintain()
+
+    def begin_anew(self) -> None:
+        """The state becomes the first one of another cluster: keys, values, revision and log time stay, and what
+        belongs to clients of the old one ends. Session ids go on counting, so that none of theirs is given again."""
+        ended, self.sessions = self.sessions, Sessions(self.sessions.sessions_max)
+        self.sessions.now_ms = ended.now_ms
+        self.sessions.registrations = ended.registrations
 
     def restore(self, chunks: Iterator[bytes]) -> None:
         """See Machine.restore. On an error the state is what it was before."""
@@ -177,6 +188,25 @@ class ClusterMachine:
         self.index = header.index
         self.sessions = sessions
         self.kv.replace(pairs, header.revision)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a snapshot holds: up to which index, at which revision, how many keys and sessions."""
+
+    index: int
+    revision: int
+    keys: int
+    sessions: int
+
+
+def summarize(chunks: Iterable[bytes]) -> Summary:
+    """Read a whole snapshot, keep nothing of it. Raises: FormatTooNew, ValueError (damaged)."""
+    stream = _contents(chunks)
+    header = _read_header(next(stream, None))
+    kind, content = (*deque(stream, maxlen=1), (_HEADER, None))[0]
+    if kind != _END or type(content) is not list or list(map(type, content)) != [int, int]:
+        raise ValueError("snapshot is damaged: its end is missing")
+    return Summary(header.index, header.revision, content[0], content[1])
 
 
 class MachineSnapshot:
@@ -256,7 +286,7 @@ def _session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
         yield rows
 
 
-def _contents(chunks: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
+def _contents(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """(kind, content) of every chunk, checked for damage, gaps and order. Raises: ValueError."""
     for expected, chunk in enumerate(chunks):
         body = memoryview(chunk)[4:]

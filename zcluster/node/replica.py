@@ -111,8 +111,7 @@ class Replica:
         elif kind == wire.HELLO:
             self._take_hello(client, request, body)
         elif kind == wire.CHECKPOINT:
-            if not self._checkpoints.ask((client, request)):
-                self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
+            self._take_checkpoint(client, request, body)
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
         else:
@@ -152,7 +151,8 @@ class Replica:
         """The checkpoint asked for by `Effects.capture` is durable, or failed (then the log is simply kept)."""
         if error is None:
             self._checkpoint_complete(meta)
-        for client, request in self._checkpoints.end(now, size_bytes=size_bytes, failed=error is not None):
+        waiters = self._checkpoints.end(now, meta.index, size_bytes=size_bytes, failed=error is not None)
+        for client, request in waiters:
             if error is None:
                 self._reply(client, wire.RESULT, request, wire.encode([meta.index]))
             else:
@@ -362,6 +362,16 @@ class Replica:
         else:
             self._reply(client, wire.LEADER, request, wire.encode([self.core.leader, self.core.term]))
 
+    def _take_checkpoint(self, client: Client, request: int, body: bytes) -> None:
+        """`body`: an index that the checkpoint must cover; without one, all that is applied here by now."""
+        try:
+            covering = msgspec.msgpack.decode(body, type=tuple[int])[0] if body else self.last_applied
+        except wire.DecodeError as error:
+            self._fail(client, request, f"not a request for a checkpoint: {error}")
+            return
+        if not self._checkpoints.ask((client, request), covering):
+            self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
+
     def _take_transfer(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
         try:
             (target,) = msgspec.msgpack.decode(body, type=tuple[int])
@@ -385,8 +395,8 @@ class Replica:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _maybe_checkpoint(self, now: Nanoseconds) -> None:
-        if self._checkpoints.wanted(now) and not self.capture_now(now):  # nothing new to write
-            for client, request in self._checkpoints.end(now):
+        if self._checkpoints.wanted(now, self.last_applied) and not self.capture_now(now):  # nothing new to write
+            for client, request in self._checkpoints.end(now, self.checkpoint_index):
                 self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))
 
     def _checkpoint_complete(self, meta: SnapshotMeta) -> None:

@@ -276,7 +276,7 @@ class Server:
         self._capture_bytes = 0
 
     def _pump(self) -> bool:
-        """Hand one slice of the capture to its thread. True while there is more to hand over right now."""
+        """Hand one slice of the capture to its thread. True while there is more to do right now."""
         if self._capture is None:
             return False
         meta, chunks, background = self._capture
@@ -303,6 +303,7 @@ class Server:
             text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
             journal(self._node, text)
             self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
+            return True  # somebody may be waiting to hear of it, and an idle loop would sleep first
         return False
 
     # -- the end ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zcluster import wire
 from zcluster.errors import FormatTooNew
 from zcluster.machines.api import Machine, Snapshot
-from zcluster.machines.mux import ClusterMachine
+from zcluster.machines.mux import ClusterMachine, Summary, summarize
 
 NONCE = 77
 
@@ -52,6 +52,30 @@ def filled(pairs: int = 2000, sessions: int = 20) -> ClusterMachine:
     frames = [frame(i + 1, put(f"k{i}", b"x" * 100), session=session_id(i % sessions + 1)) for i in range(pairs)]
     machine.apply(2, 2000, frames)
     return machine
+
+
+def test_a_summary_says_what_a_snapshot_holds_and_finds_damage() -> None:
+    machine = filled(pairs=30, sessions=2)
+    chunks = list(machine.capture().chunks())
+    assert summarize(chunks) == Summary(index=2, revision=30, keys=30, sessions=2)
+    for damaged in (chunks[:-1], chunks[1:], [], [*chunks[:-1], chunks[-1][:-1]]):
+        with pytest.raises(ValueError, match="damaged"):
+            summarize(damaged)
+
+
+def test_a_state_that_begins_anew_keeps_the_keys_and_ends_the_sessions() -> None:
+    machine = filled(pairs=30, sessions=2)
+    machine.begin_anew()
+    (late,) = machine.apply(3, 3000, [frame(99, put("k0", b"late"), session=session_id(1))])
+    assert wire.decode(late)["code"] == wire.E_UNKNOWN_SESSION
+    assert machine.kv.revision == 30
+    (fresh,) = machine.apply(4, 3000, [register(1)])
+    assert wire.decode(fresh) == [3 << 32 | 1], "no id is given twice"
+
+
+def test_the_index_of_a_read_is_the_last_one_applied() -> None:
+    machine = filled(pairs=3, sessions=1)
+    assert wire.decode(machine.query([[wire.OP_INDEX], [wire.OP_GET, "k0"]])) == [[2, 3], b"x" * 100]
 
 
 def test_fits_the_contract() -> None:

@@ -352,6 +352,38 @@ def test_a_checkpoint_is_taken_after_enough_bytes_and_confirmed_to_those_who_ask
     assert effects(replica) == {"replies": [result(A, 9, wire.encode([1]))]}
 
 
+def test_a_checkpoint_older_than_the_question_is_no_answer() -> None:
+    """A capture begun before a write was acknowledged does not hold that write."""
+    replica, core, _ = make(Limits(checkpoint_bytes=10, checkpoint_interval=0))
+    core.commit(b"0123456789")
+    first, _ = effects(replica)["capture"]
+    core.commit(b"more")
+    effects(replica)
+    replica.client_message(A, wire.CHECKPOINT, 8, b"", 0)
+    replica.checkpoint_done(first, None, 0)
+    out = effects(replica)
+    assert out.get("replies") is None
+    second, _ = out["capture"]
+    assert second.index == 2
+    replica.checkpoint_done(second, None, 0)
+    assert effects(replica)["replies"] == [result(A, 8, wire.encode([2]))]
+
+
+def test_a_checkpoint_that_is_to_cover_an_index_waits_until_that_is_applied() -> None:
+    replica, core, _ = make()
+    core.commit(b"x")
+    replica.client_message(A, wire.CHECKPOINT, 8, wire.encode([2]), 0)
+    assert effects(replica) == {}
+    core.commit(b"y")
+    meta, _ = effects(replica)["capture"]
+    assert meta.index == 2
+    replica.checkpoint_done(meta, None, 0)
+    assert effects(replica)["replies"] == [result(A, 8, wire.encode([2]))]
+    replica.client_message(B, wire.CHECKPOINT, 9, b"\xc1", 0)
+    [(_, head, _)] = effects(replica)["replies"]
+    assert head == wire.pack_head(wire.FAILED, 9)
+
+
 def test_a_failed_checkpoint_keeps_the_log_and_says_so() -> None:
     replica, core, _ = make()
     core.commit(b"x")
