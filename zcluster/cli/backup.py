@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +17,9 @@ from zcluster.cli.table import size_text
 
 if TYPE_CHECKING:
     from zcluster.storage.backup_file import Manifest
+
+POLITE: Final = 15
+"""By how much this process lowers its priority: the cluster serves meanwhile, on the same processors."""
 
 file_argument = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 
@@ -41,6 +45,7 @@ def backup(app: App, file: Path, node: str | None, force: bool, only_verify: boo
         app.show(f"{file} is whole: {_summary(manifest)}")
         return
     cluster = app.running_cluster()
+    os.nice(POLITE)
     began = time.monotonic()
     app.transient("   writing a checkpoint …")
 

@@ -56,6 +56,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "checkpoint": Place("kv", "checkpoint", "Have every node write a checkpoint now"),
         "backup": Place("backup", "backup", "Save all keys to a file, while the cluster serves"),
         "restore": Place("backup", "restore", "Make a new cluster from a backup"),
+        "recover": Place("recover", "recover", "Begin anew from one node's data, a majority being lost"),
         "submit": Place("task", "submit", "Run a function on a worker"),
         "run": Place("task", "run", "Run a script against a cluster"),
     },

@@ -28,7 +28,7 @@ from zcluster.launch import named, probe
 from zcluster.launch.cluster import Cluster
 from zcluster.launch.plant import Origin, plant
 from zcluster.launch.readiness import Progress as Steps
-from zcluster.machines.mux import ClusterMachine, summarize
+from zcluster.machines.mux import ClusterMachine, Summary, summarize, summary_of
 from zcluster.storage import backup_file
 from zcluster.storage.backup_file import Manifest, Progress, open_backup
 from zcluster.storage.checkpoint import list_checkpoints
@@ -67,11 +67,7 @@ def backup(
     disk = PosixDisk()
     with _open_checkpoint(disk, cluster.spec, source, covering) as checkpoint:
         meta = checkpoint.meta
-        try:
-            found = summarize(checkpoint.chunks())
-        except ValueError as error:
-            raise StorageError(f"{checkpoint.path}: {error}; back up another node with --node") from None
-        size_bytes, digest = backup_file.digest_of(checkpoint)
+        found = _summary(checkpoint)
         manifest = Manifest(
             zcluster=zcluster.__version__,
             cluster=cluster.name,
@@ -85,11 +81,19 @@ def backup(
             keys=found.keys,
             log_time_ms=meta.log_time_ms,
             settings=msgspec.structs.asdict(cluster.spec.settings),
-            size_bytes=size_bytes,
-            blake2b=digest,
         )
-        backup_file.write_backup(disk, target, manifest, checkpoint, force=force, progress=progress)
-    return manifest
+        return backup_file.write_backup(disk, target, manifest, checkpoint, force=force, progress=progress)
+
+
+def _summary(checkpoint: CheckpointReader) -> Summary:
+    """Of its first and its last chunk: the processor is needed elsewhere, and `inspect` reads everything."""
+    try:
+        first, last = None, b""
+        for last in checkpoint.chunks():
+            first = first or last
+        return summary_of(first or b"", last)
+    except ValueError as error:
+        raise StorageError(f"{checkpoint.path}: {error}; back up another node with --node") from None
 
 
 def read_barrier(cluster: Cluster, give_up: float) -> Index:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -50,26 +51,21 @@ def plant(
     *,
     nodes: tuple[NodeSpec, ...] | None = None,
     ephemeral: bool = False,
+    aside: Path | None = None,
 ) -> ClusterSpec:
     """Make a stopped cluster. Clients' sessions in the machine end: it is another cluster, with an id of its own.
 
     Args:
-        directory: absent or empty.
+        directory: absent or empty, unless `aside` says where to put what is there.
         nodes: by default n1, n2 ... as many as the settings say.
     Raises: Conflict (there is something already), InvalidInput, StorageError. Then nothing was made.
     """
     directory = directory.absolute()
-    if directory.exists() and (not directory.is_dir() or os.listdir(directory)):
+    if aside is None and directory.exists() and (not directory.is_dir() or os.listdir(directory)):
         raise Conflict(f"{directory} is not empty; choose another name or an empty directory")
     origin.machine.begin_anew()
-    try:
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(directory.parent)
-        workshop = Path(tempfile.mkdtemp(prefix=f"{_WORKSHOP}{os.getpid()}-", dir=directory.parent))
-    except OSError as error:
-        raise layout.unwritable(directory.parent, error) from None
-    try:
-        spec = layout.create(name, settings, directory=workshop / "cluster", ephemeral=ephemeral)
+    with workshop(directory.parent) as place:
+        spec = layout.create(name, settings, directory=place / "cluster", ephemeral=ephemeral)
         with suppress(OSError):
             os.rmdir(spec.socket_directory)
         spec = msgspec.structs.replace(
@@ -80,9 +76,7 @@ def plant(
         )
         _seed(spec, origin)
         save_spec(spec)
-        _move(Path(spec.directory), directory)
-    finally:
-        files.remove_tree(workshop)
+        _move(Path(spec.directory), directory, aside)
     return config.load_spec(directory)
 
 
@@ -102,17 +96,39 @@ def _seed(spec: ClusterSpec, origin: Origin) -> None:
             pass
 
 
-def _move(made: Path, directory: Path) -> None:
-    """Durable, and only onto nothing or an empty directory."""
+def _move(made: Path, directory: Path, aside: Path | None) -> None:
+    """Durable; onto nothing or an empty directory, unless what is there goes `aside` first."""
     disk = PosixDisk()
     disk.fsync_directory(made)
     try:
+        if aside is not None:
+            os.rename(directory, aside)
         os.rename(made, directory)
     except OSError as error:
+        if aside is not None and aside.exists() and not directory.exists():
+            os.rename(aside, directory)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise Conflict(f"{directory}: somebody else has just made something there; nothing was changed") from None
         raise layout.unwritable(directory, error) from None
     disk.fsync_directory(directory.parent)
+
+
+@contextmanager
+def workshop(parent: Path) -> Iterator[Path]:
+    """A private directory on the same file system, removed at the end; also later, if this process is killed in it.
+
+    Raises: InvalidInput (it cannot be made).
+    """
+    try:
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(parent)
+        place = Path(tempfile.mkdtemp(prefix=f"{_WORKSHOP}{os.getpid()}-", dir=parent))
+    except OSError as error:
+        raise layout.unwritable(parent, error) from None
+    try:
+        yield place
+    finally:
+        files.remove_tree(place)
 
 
 def _sweep(parent: Path) -> None:

@@ -202,8 +202,18 @@ class Summary(msgspec.Struct, frozen=True):
 def summarize(chunks: Iterable[bytes]) -> Summary:
     """Read a whole snapshot, keep nothing of it. Raises: FormatTooNew, ValueError (damaged)."""
     stream = _contents(chunks)
-    header = _read_header(next(stream, None))
-    kind, content = (*deque(stream, maxlen=1), (_HEADER, None))[0]
+    first = next(stream, None)
+    return _summary(first, (*deque(stream, maxlen=1), (_HEADER, None))[0])
+
+
+def summary_of(first: bytes, last: bytes) -> Summary:
+    """The same from the first and the last chunk alone. Raises: FormatTooNew, ValueError (damaged)."""
+    return _summary(_content(first)[1:], _content(last)[1:])
+
+
+def _summary(first: tuple[int, Any] | None, last: tuple[int, Any]) -> Summary:
+    header = _read_header(first)
+    kind, content = last
     if kind != _END or type(content) is not list or list(map(type, content)) != [int, int]:
         raise ValueError("snapshot is damaged: its end is missing")
     return Summary(header.index, header.revision, content[0], content[1])
@@ -289,16 +299,22 @@ def _session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
 def _contents(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """(kind, content) of every chunk, checked for damage, gaps and order. Raises: ValueError."""
     for expected, chunk in enumerate(chunks):
-        body = memoryview(chunk)[4:]
-        if len(chunk) < 5 or zlib.crc32(body) != int.from_bytes(chunk[:4], "little"):
-            raise ValueError(f"snapshot is damaged: checksum of chunk {expected}")
-        try:
-            sequence, kind, content = decode(body)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"snapshot is damaged: chunk {expected}: {error}") from None
+        sequence, kind, content = _content(chunk)
         if sequence != expected:
             raise ValueError(f"snapshot is damaged: chunk {sequence} where {expected} should be")
         yield kind, content
+
+
+def _content(chunk: bytes) -> tuple[int, int, Any]:
+    """(sequence number, kind, content) of one chunk. Raises: ValueError."""
+    body = memoryview(chunk)[4:]
+    if len(chunk) < 5 or zlib.crc32(body) != int.from_bytes(chunk[:4], "little"):
+        raise ValueError("snapshot is damaged: checksum of a chunk")
+    try:
+        sequence, kind, content = decode(body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"snapshot is damaged: a chunk: {error}") from None
+    return sequence, kind, content
 
 
 def _read_header(first: tuple[int, Any] | None) -> _Header:

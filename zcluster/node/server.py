@@ -43,6 +43,7 @@ PEERS_A_TURN: Final = 512
 CLIENTS_A_TURN: Final = 1024
 LATE: Final[Nanoseconds] = 100 * MS  # woken this much too late: the process, or the machine, was stopped
 HANDOVER_MAX: Final[Nanoseconds] = 400 * MS
+CAPTURE_REST: Final = 2  # times as long as a slice of a checkpoint took, the loop is for everything else
 STOP_MAX: Final[Nanoseconds] = 5000 * MS
 
 
@@ -102,6 +103,7 @@ class Server:
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
         self._capture_fed = False
         self._capture_bytes = 0
+        self._capture_at: Nanoseconds = NEVER
         self._maintaining = True
         self._persisted_seq = 0
         self._stopping = False
@@ -139,7 +141,7 @@ class Server:
         if self._poller_stale:
             self._update_poller()
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, until)
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, self._capture_at, until)
         before = monotonic()
         # What follows from a write may be another write, submitted since the log was last pumped.
         unwritten = not self._writer.busy() and self._writer.waiting()
@@ -274,6 +276,7 @@ class Server:
         self._capture = (meta, snapshot.chunks(), background)
         self._capture_fed = False
         self._capture_bytes = 0
+        self._capture_at = 0
 
     def _pump(self) -> bool:
         """Hand one slice of the capture to its thread. True while there is more to do right now."""
@@ -284,14 +287,8 @@ class Server:
         done = False
         try:
             if not self._capture_fed and background.room() > 0:
-                chunk = next(chunks, None)
-                if chunk is None:
-                    background.finish()
-                    self._capture_fed = True
-                else:
-                    background.put(chunk)
-                    self._capture_bytes += len(chunk)
-                    return True
+                return self._feed_capture(chunks, background)
+            self._capture_at = NEVER  # its thread wakes us
             done = background.result() is not None
         except StorageError as failed:
             error = failed
@@ -305,6 +302,22 @@ class Server:
             self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
             return True  # somebody may be waiting to hear of it, and an idle loop would sleep first
         return False
+
+    def _feed_capture(self, chunks: Iterator[bytes], background: BackgroundCheckpoint) -> bool:
+        """One slice, if it is time for one. Returns: whether the next is due at once."""
+        began = monotonic()
+        if began < self._capture_at and not self._stopping:
+            return False
+        chunk = next(chunks, None)
+        if chunk is None:
+            background.finish()
+            self._capture_fed = True
+            return True
+        background.put(chunk)
+        self._capture_bytes += len(chunk)
+        now = monotonic()
+        self._capture_at = now + CAPTURE_REST * (now - began)
+        return self._stopping
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

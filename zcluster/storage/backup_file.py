@@ -5,7 +5,7 @@
 
 The crc covers everything in front of it and the manifest; the manifest names the size and the BLAKE2b digest of the
 rest, and nothing follows that. So a file that was cut off, changed or joined to another one is never taken for whole.
-Little endian. A backup is written under a temporary name beside its place, synced, read back, and renamed.
+Little endian. A backup is written under a temporary name beside its place, read back, synced, and given its name.
 
 Not here: what the checkpoint means (`machines`), where it comes from and what becomes of it (`launch.backup`).
 """
@@ -32,9 +32,10 @@ BACKUP_FORMAT: Final = 1
 MAGIC: Final = b"zcbackup"
 HEADER: Final = Struct("<8sHHII")
 MANIFEST_BYTES_MAX: Final = 1 << 20
-PIECE_BYTES: Final = 1 << 20
-SYNC_EVERY_BYTES: Final = 4 << 20
-"""As for checkpoints: the syncs of a serving cluster must not wait behind all of a backup."""
+PIECE_BYTES: Final = 1 << 18
+DIGEST_BYTES: Final = 32
+SYNC_EVERY_BYTES: Final = 1 << 20
+"""The syncs of a serving cluster must not wait behind all of a backup."""
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -60,47 +61,37 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     blake2b: str = ""
 
 
-class _Digest:
-    """Of everything that passes through."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=32)
-        self.size_bytes = 0
-
-    def add(self, data: bytes) -> None:
-        self._hash.update(data)
-        self.size_bytes += len(data)
-
-    def text(self) -> str:
-        return self._hash.hexdigest()
-
-
-def digest_of(reader: CheckpointReader) -> tuple[int, str]:
-    """(size in bytes, digest) of an open checkpoint file."""
-    digest = _Digest()
-    for data in _pieces(reader):
-        digest.add(data)
-    return digest.size_bytes, digest.text()
-
-
 def write_backup(
-    disk: Disk, target: Path, manifest: Manifest, checkpoint: CheckpointReader, *, force: bool, progress: Progress
-) -> None:
+    disk: Disk,
+    target: Path,
+    manifest: Manifest,
+    checkpoint: CheckpointReader,
+    *,
+    force: bool,
+    progress: Progress = lambda done, size: None,
+) -> Manifest:
     """Complete at `target`, or nothing there that was not there before.
 
     Args:
-        manifest: with the size and digest of `checkpoint`.
+        manifest: size and digest are filled in here, from what has arrived in the file.
         force: replace a file that is there already.
+    Returns: the manifest as written.
     Raises: Conflict (there is a file), InvalidInput (cannot be written there), StorageError.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            _fill(file, manifest, checkpoint, progress)
+        with open(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "r+b") as file:
+            manifest = msgspec.structs.replace(manifest, size_bytes=checkpoint.size, blake2b="0" * 2 * DIGEST_BYTES)
+            base = len(_head(manifest))
+            _copy(file, base, checkpoint, progress)
+            with CheckpointReader(disk, temporary, base) as copy:
+                manifest = msgspec.structs.replace(manifest, blake2b=_digest(copy))
+                for _ in copy.chunks():  # every checksum in it, read back from what was written
+                    pass
+            file.seek(0)
+            file.write(_head(manifest))
             file.flush()
             os.fsync(file.fileno())
-        with open_backup(disk, temporary):
-            pass
         _publish(temporary, target, force=force)
         disk.fsync_directory(target.parent)
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
@@ -110,6 +101,7 @@ def write_backup(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+    return manifest
 
 
 def _publish(temporary: Path, target: Path, *, force: bool) -> None:
@@ -131,28 +123,41 @@ def refusal(target: Path) -> Conflict:
     return Conflict(f"{target} exists; it is left alone (--force replaces it)")
 
 
-def _fill(file: IO[bytes], manifest: Manifest, checkpoint: CheckpointReader, progress: Progress) -> None:
+def _head(manifest: Manifest) -> bytes:
+    """Everything in front of the checkpoint; as long for any digest as for another."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     assert len(text) <= MANIFEST_BYTES_MAX
     covered = HEADER.pack(MAGIC, BACKUP_FORMAT, 0, len(text), 0)[:-4]
-    file.write(covered + zlib.crc32(text, zlib.crc32(covered)).to_bytes(4, "little") + text)
-    done = unsynced = 0
-    for data in _pieces(checkpoint):
+    return covered + zlib.crc32(text, zlib.crc32(covered)).to_bytes(4, "little") + text
+
+
+def _copy(file: IO[bytes], base: int, checkpoint: CheckpointReader, progress: Progress) -> None:
+    file.seek(base)
+    unsynced = 0
+    for done, data in _pieces(checkpoint):
         file.write(data)
-        done += len(data)
         unsynced += len(data)
         if unsynced >= SYNC_EVERY_BYTES:
             file.flush()
             os.fdatasync(file.fileno())
             unsynced = 0
         progress(done, checkpoint.size)
+    file.flush()
 
 
-def _pieces(reader: CheckpointReader) -> Iterator[bytes]:
+def _digest(reader: CheckpointReader) -> str:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for _, data in _pieces(reader):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _pieces(reader: CheckpointReader) -> Iterator[tuple[int, bytes]]:
+    """(bytes read so far, these)"""
     offset = 0
     while data := reader.read(offset, PIECE_BYTES):
-        yield data
         offset += len(data)
+        yield offset, data
 
 
 class Backup:
@@ -190,7 +195,7 @@ def open_backup(disk: Disk, path: Path) -> Iterator[Backup]:
         raise _damaged(path, base + manifest.size_bytes, "bytes behind its end")
     try:
         with CheckpointReader(disk, path, base) as checkpoint:
-            if digest_of(checkpoint) != (manifest.size_bytes, manifest.blake2b):
+            if _digest(checkpoint) != manifest.blake2b:
                 raise _damaged(path, base, "what it holds does not match the digest in its manifest")
             if (checkpoint.meta.index, checkpoint.cluster_id) != (manifest.index, manifest.cluster_id):
                 raise _damaged(path, base, "its manifest describes another checkpoint")

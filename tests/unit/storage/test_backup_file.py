@@ -12,7 +12,7 @@ from tests.unit.storage.faulty_disk import FaultyDisk
 from tests.unit.storage.stores import CHECKPOINTS, IDENTITY, ROOT, SEGMENT, meta, recover
 from zcluster.errors import Conflict, DamagedBackup, FormatTooNew, InvalidInput, StorageError
 from zcluster.storage import backup_file
-from zcluster.storage.backup_file import HEADER, MAGIC, Manifest, digest_of, open_backup, write_backup
+from zcluster.storage.backup_file import HEADER, MAGIC, Manifest, open_backup, write_backup
 from zcluster.storage.checkpoint import CheckpointWriter, read_checkpoint
 from zcluster.storage.checkpoint_file import CheckpointReader
 from zcluster.storage.disk import PosixDisk
@@ -22,12 +22,7 @@ from zcluster.types import HardState
 CHUNKS = [b"first", b"second" * 30]
 
 
-def silent(done: int, size: int) -> None:
-    pass
-
-
 def manifest_for(checkpoint: CheckpointReader) -> Manifest:
-    size_bytes, digest = digest_of(checkpoint)
     return Manifest(
         zcluster="0",
         cluster="c",
@@ -40,8 +35,6 @@ def manifest_for(checkpoint: CheckpointReader) -> Manifest:
         revision=3,
         keys=2,
         log_time_ms=4,
-        size_bytes=size_bytes,
-        blake2b=digest,
     )
 
 
@@ -56,9 +49,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def make(checkpoint: Path, target: Path, *, force: bool = False) -> Manifest:
     with CheckpointReader(PosixDisk(), checkpoint) as reader:
-        manifest = manifest_for(reader)
-        write_backup(PosixDisk(), target, manifest, reader, force=force, progress=silent)
-    return manifest
+        return write_backup(PosixDisk(), target, manifest_for(reader), reader, force=force)
 
 
 def test_what_was_written_is_read_back_and_nobody_else_may_read_it(checkpoint: Path, tmp_path: Path) -> None:
