@@ -53,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     durability: str = "fsync"
     balance: str = "round_robin"
     transport: str = "ipc"
+    preferred_leader: str = ""  # a node's name: it leads whenever it can
     election_timeout_ms: int = 600
     heartbeat_ms: int = 150
     key_bytes_max: int = 4096
@@ -168,6 +169,8 @@ def make_settings(**values: Any) -> Settings:
             if not isinstance(value, str):
                 raise InvalidInput(f"durability must be text such as 'fsync', not {value!r}")
             parse_durability(value)
+        elif name == "preferred_leader" and not (isinstance(value, str) and re.fullmatch(r"(n[1-9]\d{0,4})?", value)):
+            raise InvalidInput(f"preferred_leader must be the name of a node, such as n1, not {value!r}")
     settings = Settings(**values)
     if settings.heartbeat_ms * 3 > settings.election_timeout_ms:
         raise InvalidInput("heartbeat_ms must be at most a third of election_timeout_ms")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from zcluster.cli.cluster import SETTING_FLAGS, StepReporter, complete_selector, show_ending
+from zcluster.cli.cluster import StepReporter, complete_selector, show_ending
 from zcluster.cli.context import App, pass_app
 from zcluster.cli.duration import DURATION
 from zcluster.cli.main import verb
@@ -91,7 +91,7 @@ def restore(app: App, /, file: Path, wait_s: float, **flags: Any) -> None:
     """
     from zcluster.launch import backup as launch
 
-    given = {name: flags[name] for name in SETTING_FLAGS if flags[name] is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
     began = time.monotonic()
     app.transient(f"   checking {file} …")
 

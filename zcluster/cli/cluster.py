@@ -18,7 +18,7 @@ from zcluster.cli.main import verb
 if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
-SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport")
+SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport", "preferred_leader")
 CLEAN_STOP_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a foreground `up` looks whether its cluster still runs."""
@@ -35,6 +35,7 @@ class Terminated(KeyboardInterrupt):
 @click.option("--durability", metavar="MODE", help="fsync (default), interval:10ms, none.")
 @click.option("--balance", metavar="POLICY", help="round_robin (default), random, least_loaded, power_of_two.")
 @click.option("--transport", metavar="KIND", help="ipc (default), tcp.")
+@click.option("--preferred-leader", metavar="NODE", help="Who leads whenever it can (default: nobody is preferred).")
 @click.option("--wait", "wait_s", type=DURATION, default=30.0, metavar="TIME", help="Until it is ready (default 30s).")
 @click.option("-f", "--foreground", is_flag=True, help="Stay, show the logs; Ctrl-C stops the cluster, twice at once.")
 @click.option(

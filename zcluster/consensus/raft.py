@@ -296,6 +296,8 @@ class Raft:
             repair=self.repair,
             term_started_committed=leadership is not None and self.commit_index >= leadership.term_start,
             transfer_to=leadership.transfer_to if leadership is not None else NO_REPLICA,
+            active_at=leadership.active_at() if leadership is not None else {},
+            suspect=self.log.last_term <= self.suspect_after,
         )
 
     def configuration_at(self, index: Index) -> Configuration:

@@ -172,6 +172,10 @@ def plant_backup(
     with open_backup(PosixDisk(), path) as opened:
         manifest = opened.manifest
         settings = make_settings(**{**_known(manifest.settings), **settings_given})
+        if int(settings.preferred_leader.removeprefix("n") or 0) > settings.nodes and not settings_given.get(
+            "preferred_leader"
+        ):
+            settings = msgspec.structs.replace(settings, preferred_leader="")  # fewer nodes than before
         machine = ClusterMachine(settings.key_bytes_max, settings.value_bytes_max, settings.sessions_max)
         try:
             machine.restore(opened.chunks())

@@ -237,6 +237,12 @@ class Cluster:
 
         return msgspec.structs.asdict(backup(self, Path(path), node=node, force=force, timeout=timeout))
 
+    def transfer(self, selector: str, timeout: float = 10.0) -> Node:
+        """Let another node lead; return when it does. Raises: InvalidInput, Conflict (it cannot), Timeout."""
+        from zcluster.launch.transfer import transfer
+
+        return transfer(self, selector, timeout)
+
     def connect(self) -> Client:
         """A client of this cluster."""
         from zcluster.api import Client

@@ -90,7 +90,7 @@ def force_new(
     began = time.monotonic()
     spec = cluster.spec
     kept = _place_aside(cluster.directory)
-    settings = msgspec.structs.replace(spec.settings, nodes=1)
+    settings = msgspec.structs.replace(spec.settings, nodes=1, preferred_leader="")
     plant(
         cluster.directory,
         spec.name,

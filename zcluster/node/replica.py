@@ -27,6 +27,7 @@ from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
 from zcluster.node.backlog import Backlog, Waiting
 from zcluster.node.checkpoints import Checkpoints, Limits
+from zcluster.node.leading import Leading
 from zcluster.node.reads import Read, Reads
 from zcluster.types import (
     KIND_CONFIG,
@@ -76,9 +77,11 @@ class Replica:
         applied: SnapshotMeta,
         now: Nanoseconds,
         verify_death: Callable[[ReplicaId, int], bool],
+        leading: Leading | None = None,
     ) -> None:
         """`applied`: what `machine` has already been restored from (index 0: nothing). `verify_death`: asks the system
-        whether that incarnation of a replica has exited; used only when a peer claims so."""
+        whether that incarnation of a replica has exited; used only when a peer claims so. `leading`: None: it leads for
+        as long as it can."""
         self.core = core
         self.machine = machine
         self.cluster_id = cluster_id
@@ -99,6 +102,7 @@ class Replica:
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
         self._checkpoints = Checkpoints(limits, applied.index, now)
+        self._leading = leading
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -137,6 +141,19 @@ class Replica:
 
     def deadline(self, now: Nanoseconds) -> None:
         self.core.deadline(now)
+        if self._leading is not None:
+            self._leading.look(self.core, now)
+
+    def strained(self, stuck_since: Nanoseconds, late: Nanoseconds, now: Nanoseconds) -> str | None:
+        """How the disk and the loop do. `stuck_since`: nothing submitted became durable since then (NEVER: nothing
+        waits). `late`: how long the last turn took. Returns: why leadership is being handed over, if it is."""
+        if self._leading is None:
+            return None
+        if stuck_since < now and self._leading.disk_stuck(self.core, stuck_since, now):
+            return f"the disk has not answered for {(now - stuck_since) // MS} ms"
+        if late and self._leading.lagged(self.core, late, now):
+            return f"the event loop hangs again and again, this time for {late // MS} ms"
+        return None
 
     def install(
         self, sender: ReplicaId, incarnation: int, message: InstallSnapshot, machine: Machine, now: Nanoseconds
@@ -171,7 +188,8 @@ class Replica:
         return True
 
     def next_deadline(self) -> Nanoseconds:
-        return min(self.core.next_deadline(), self._checkpoints.due)
+        due = min(self.core.next_deadline(), self._checkpoints.due)
+        return due if self._leading is None else min(due, self._leading.next_deadline(self.core))
 
     @property
     def capturing(self) -> bool:

@@ -105,7 +105,8 @@ class Server:
         self._capture_bytes = 0
         self._capture_at: Nanoseconds = NEVER
         self._maintaining = True
-        self._persisted_seq = 0
+        self._persisted_seq = self._submitted_seq = 0
+        self._stuck_since: Nanoseconds = NEVER  # nothing submitted has become durable since
         self._stopping = False
         self._poller = zmq.Poller()
         self._poller_stale = True
@@ -140,6 +141,7 @@ class Server:
         """Wait for something to happen (at most until `until`) and let it take effect."""
         if self._poller_stale:
             self._update_poller()
+        overslept: Nanoseconds = 0
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
         due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, self._capture_at, until)
         before = monotonic()
@@ -149,6 +151,7 @@ class Server:
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
         events = dict(self._poller.poll(timeout_ms))
         if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
+            overslept = monotonic() - before - timeout_ms * MS
             events.update(self._poller.poll(10))
         peer_messages = self._peers.receive(PEERS_A_TURN) if self._peers.inbound in events else ()
         requests = self._clients.receive(CLIENTS_A_TURN) if self._clients.socket in events else ()
@@ -163,6 +166,11 @@ class Server:
         self._feed(now, peer_messages, requests)
         self._carry_out(self.replica.turn(now, _wall_ms()))
         self._maintaining = self.replica.machine.maintain()
+        ended = monotonic()
+        why = None if self._stopping else self.replica.strained(self._stuck_since, overslept + ended - now, ended)
+        if why is not None:
+            journal(self._node, f"handing leadership over: {why}")
+            self._carry_out(self.replica.turn(ended, _wall_ms()))
 
     def _pump_log(self) -> None:
         """Write and sync what the turn has submitted, and let what follows from that take effect."""
@@ -179,6 +187,7 @@ class Server:
         completion = self._writer.completed()
         if completion.seq != self._persisted_seq:
             self._persisted_seq = completion.seq
+            self._stuck_since = now if completion.seq < self._submitted_seq else NEVER
             replica.persisted(completion.seq, now)
         if completion.error is not None:
             raise completion.error
@@ -218,6 +227,10 @@ class Server:
                 if message is not encoded:  # the same object goes to several followers: encode it once
                     encoded, body = message, self._encode(message)
                 self._peers.send(to, body)
+        if out.writes:
+            self._submitted_seq = out.writes[-1].seq
+            if self._stuck_since == NEVER:
+                self._stuck_since = monotonic()
         for batch in out.writes:
             self._writer.submit(batch)
         if not replies_first:

@@ -47,6 +47,7 @@ def describe(
         "match_index": {str(k): v for k, v in core.match_index.items()},
         "incarnation": incarnation,
         "repair": core.repair,
+        "suspect": core.suspect,
         "damage": damage,
         "engine": spec.settings.engine,
         "durability": spec.settings.durability,
