@@ -60,6 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     value_bytes_max: int = 1 << 20
     checkpoint_bytes: int = 8 << 20  # log since the last checkpoint; it is held in memory as well
     checkpoint_seconds: int = 300  # 0: by bytes only; nothing is written when nothing changed
+    verify_seconds: int = 600  # how often the replicas' states are compared beside service; 0: only on request
     segment_bytes: int = 16 << 20
     sessions_max: int = 10_000
     queue_max: int = 100_000  # tasks waiting in the router; then `submit` blocks
@@ -145,6 +146,7 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
     "value_bytes_max": (1024, 16 << 20),
     "checkpoint_bytes": (4096, 1 << 40),
     "checkpoint_seconds": (0, 86_400),
+    "verify_seconds": (0, 86_400),
     "segment_bytes": (64 << 10, 1 << 30),
     "sessions_max": (16, 1_000_000),
     "queue_max": (1, 10_000_000),

@@ -41,6 +41,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
     },
     "Observe": {
         "status": Place("observe", "status", "Show the state of a cluster and its nodes"),
+        "verify": Place("verify", "verify", "Compare the states of all replicas"),
         "logs": Place("observe", "logs", "Show or follow the logs"),
         "doctor": Place("doctor", "doctor", "Check this machine"),
     },

@@ -120,6 +120,13 @@ def footer(status: Map) -> list[str]:
     lines += [f"Failed: {failure}" for failure in failures]
     repairs = [problem for problem in status.get("problems", ()) if "repair" in problem]
     lines += [f"Repair: {problem}" for problem in repairs]
+    verified = status.get("verified")
+    if verified is not None and verified["equal"]:
+        lines.append(f"Verified: equal states of {' '.join(verified['nodes'])} at entry {verified['index']:,}")
+    elif verified is not None:
+        lines.append(
+            f"DIVERGED: {' '.join(verified['odd'])} at entry {verified['index']:,}: see zcluster verify --help"
+        )
     return lines + _advice(status)
 
 

@@ -243,6 +243,16 @@ class Cluster:
 
         return transfer(self, selector, timeout)
 
+    def verify(self, timeout: float = 30.0) -> dict[str, Any]:
+        """Compare the states of all replicas at one index, beside service.
+
+        Returns: {"index", "equal", "digests": node -> digest, "odd": those that differ, "missing": those not compared}.
+        Raises: NoQuorum.
+        """
+        from zcluster.launch.verify import verify
+
+        return verify(self, timeout)
+
     def connect(self) -> Client:
         """A client of this cluster."""
         from zcluster.api import Client

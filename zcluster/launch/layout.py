@@ -23,7 +23,15 @@ from zcluster.launch import files
 from zcluster.launch import process as system
 
 CHANGEABLE: Final = frozenset(
-    {"balance", "workers", "durability", "checkpoint_bytes", "checkpoint_seconds", "preferred_leader"}
+    {
+        "balance",
+        "workers",
+        "durability",
+        "checkpoint_bytes",
+        "checkpoint_seconds",
+        "verify_seconds",
+        "preferred_leader",
+    }
 )
 """Settings that a stopped cluster may get anew; the others are part of what its data mean, or of who may vote."""
 

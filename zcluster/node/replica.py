@@ -27,6 +27,7 @@ from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
 from zcluster.node.backlog import Backlog, Waiting
 from zcluster.node.checkpoints import Checkpoints, Limits
+from zcluster.node.digests import Digests
 from zcluster.node.leading import Leading
 from zcluster.node.reads import Read, Reads
 from zcluster.types import (
@@ -44,6 +45,7 @@ from zcluster.types import (
     WriteBatch,
 )
 
+NOBODY: Final = b""  # what a replica asks of itself; nobody waits for the answer
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
 
 Client = bytes
@@ -52,7 +54,7 @@ Client = bytes
 class Effects:
     """What the loop is to carry out, in this order."""
 
-    __slots__ = ("announce", "capture", "compacted", "messages", "replies", "snapshot_sends", "writes")
+    __slots__ = ("announce", "capture", "compacted", "digest", "messages", "replies", "snapshot_sends", "writes")
 
     def __init__(self) -> None:
         self.messages: list[tuple[ReplicaId, AnyMessage]] = []
@@ -61,6 +63,7 @@ class Effects:
         self.replies: list[tuple[Client, bytes, bytes]] = []
         self.announce: tuple[ReplicaId, Term] | None = None  # tell all clients who leads
         self.capture: tuple[SnapshotMeta, Snapshot] | None = None  # write this checkpoint, then `checkpoint_done`
+        self.digest: tuple[Index, Snapshot] | None = None  # work this digest out in slices, then `digest_done`
         self.compacted: SnapshotMeta | None = None  # checkpoints before this one, and the log up to it, may go
 
 
@@ -78,6 +81,7 @@ class Replica:
         now: Nanoseconds,
         verify_death: Callable[[ReplicaId, int], bool],
         leading: Leading | None = None,
+        digest_interval: Nanoseconds = 0,
     ) -> None:
         """`applied`: what `machine` has already been restored from (index 0: nothing). `verify_death`: asks the system
         whether that incarnation of a replica has exited; used only when a peer claims so. `leading`: None: it leads for
@@ -103,6 +107,7 @@ class Replica:
         self._announced: tuple[ReplicaId, Term] = (0, 0)
         self._checkpoints = Checkpoints(limits, applied.index, now)
         self._leading = leading
+        self.digests = Digests(digest_interval, now)
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -116,6 +121,8 @@ class Replica:
             self._take_hello(client, request, body)
         elif kind == wire.CHECKPOINT:
             self._take_checkpoint(client, request, body)
+        elif kind == wire.VERIFY:
+            self._take_verify(client, request, body)
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
         else:
@@ -175,12 +182,16 @@ class Replica:
             else:
                 self._fail(client, request, f"checkpoint failed: {error}")
 
+    def digest_done(self, index: Index, digest: str | None) -> None:
+        """What `Effects.digest` asked for; None: it was given up."""
+        self.digests.done(index, digest)
+
     def snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
         self.core.snapshot_status(replica, ok, now)
 
     def capture_now(self, now: Nanoseconds) -> bool:
         """Ask for a checkpoint of what is applied. False: there is nothing new, or one is being written."""
-        if self.capturing or self.last_applied == self.checkpoint_index:
+        if self.capturing or self.digests.running is not None or self.last_applied == self.checkpoint_index:
             return False
         meta = SnapshotMeta(self.last_applied, self._applied_epoch, self._configuration, self._log_time_ms)
         self._checkpoints.begin(meta)
@@ -189,6 +200,8 @@ class Replica:
 
     def next_deadline(self) -> Nanoseconds:
         due = min(self.core.next_deadline(), self._checkpoints.due)
+        if self.core.is_leader:
+            due = min(due, self.digests.next_deadline(self.applied_total))
         return due if self._leading is None else min(due, self._leading.next_deadline(self.core))
 
     @property
@@ -204,6 +217,8 @@ class Replica:
 
     def turn(self, now: Nanoseconds, wall_ms: int) -> Effects:
         """Let everything that came in take effect. Call after each batch of inputs."""
+        if self.core.is_leader and self.digests.wants_mark(self.applied_total, now):
+            self._backlog.add(NOBODY, 0, wire.MARK_FRAME)
         if self._backlog:
             self._propose(now, wall_ms)
         self._refuse_reads(self._reads.ask(self.core, now))
@@ -215,6 +230,8 @@ class Replica:
             self._announced = leads
             self._out.announce = leads
         self._maybe_checkpoint(now)
+        for (client, request), index, digest in self.digests.answers(self.last_applied):
+            self._reply(client, wire.RESULT, request, wire.encode([index, digest]))
         out, self._out = self._out, Effects()
         return out
 
@@ -305,6 +322,8 @@ class Replica:
                 self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)
                 results = machine_apply(index, self._log_time_ms, payload.frames)
                 self.applied_total += len(results)
+                if self.machine.take_mark():
+                    self._mark(index)
                 self._checkpoints.bytes_since += len(data) + ENTRY_OVERHEAD_BYTES
                 waiting = self._waiting.pop(index, None)
                 if waiting is not None:
@@ -318,6 +337,11 @@ class Replica:
                 self._apply_other(entry)
             self.last_applied = index
             self._applied_epoch = entry.epoch
+
+    def _mark(self, index: Index) -> None:
+        """Freeze the state for its digest here, in the middle of a batch: all replicas are to take it at this index."""
+        if self.digests.marked(index, free=not self.capturing):
+            self._out.digest = (index, self.machine.capture())
 
     def _apply_other(self, entry: Entry) -> None:
         if entry.kind == KIND_CONFIG:
@@ -390,6 +414,15 @@ class Replica:
         if not self._checkpoints.ask((client, request), covering):
             self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
 
+    def _take_verify(self, client: Client, request: int, body: bytes) -> None:
+        try:
+            (index,) = msgspec.msgpack.decode(body, type=tuple[int])
+        except wire.DecodeError as error:
+            self._fail(client, request, f"not a request to verify: {error}")
+            return
+        if not self.digests.ask((client, request), index):
+            self._reply(client, wire.BUSY, request, wire.encode(["too many wait for digests"]))
+
     def _take_transfer(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
         try:
             (target,) = msgspec.msgpack.decode(body, type=tuple[int])
@@ -413,6 +446,8 @@ class Replica:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _maybe_checkpoint(self, now: Nanoseconds) -> None:
+        if self.digests.running is not None:
+            return  # the state can be frozen once at a time
         if self._checkpoints.wanted(now, self.last_applied) and not self.capture_now(now):  # nothing new to write
             for client, request in self._checkpoints.end(now, self.checkpoint_index):
                 self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))

@@ -104,6 +104,8 @@ class Server:
         self._capture_fed = False
         self._capture_bytes = 0
         self._capture_at: Nanoseconds = NEVER
+        self._digest: tuple[Index, Iterator[str | None]] | None = None
+        self._digest_at: Nanoseconds = NEVER
         self._maintaining = True
         self._persisted_seq = self._submitted_seq = 0
         self._stuck_since: Nanoseconds = NEVER  # nothing submitted has become durable since
@@ -143,11 +145,11 @@ class Server:
             self._update_poller()
         overslept: Nanoseconds = 0
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, self._capture_at, until)
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, self._slice_at(), until)
         before = monotonic()
         # What follows from a write may be another write, submitted since the log was last pumped.
         unwritten = not self._writer.busy() and self._writer.waiting()
-        busy = self._pump() or self._maintaining or unwritten
+        busy = self._pump() or self._pump_digest() or self._maintaining or unwritten
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
         events = dict(self._poller.poll(timeout_ms))
         if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
@@ -243,6 +245,8 @@ class Server:
             self._writer.trim(self._prune)
         if out.capture is not None:
             self._start_checkpoint(*out.capture)
+        if out.digest is not None:
+            self._digest, self._digest_at = (out.digest[0], out.digest[1].digest()), 0
 
     def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
         for client, head, body in replies:
@@ -332,6 +336,32 @@ class Server:
         self._capture_at = now + CAPTURE_REST * (now - began)
         return self._stopping
 
+    # -- digests of the state, beside service -------------------------------------------------------------------------
+
+    def _slice_at(self) -> Nanoseconds:
+        """When the next slice of a checkpoint or a digest is due."""
+        return min(self._capture_at, self._digest_at)
+
+    def _pump_digest(self) -> bool:
+        """One slice, if it is time for one. True when it has come out: somebody may be waiting for it."""
+        began = monotonic()
+        if self._digest is None or began < self._digest_at:
+            return False
+        digest = next(self._digest[1])
+        now = monotonic()
+        self._digest_at = now + CAPTURE_REST * (now - began)
+        if digest is None:
+            return False
+        self._drop_digest(digest)
+        return True
+
+    def _drop_digest(self, digest: str | None = None) -> None:
+        """It has come out, or is given up."""
+        if self._digest is not None:
+            index, _ = self._digest
+            self._digest, self._digest_at = None, NEVER  # the view goes with its iterator
+            self.replica.digest_done(index, digest)
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
@@ -347,6 +377,7 @@ class Server:
         except (NotLeader, InvalidInput):
             pass
         until = monotonic() + STOP_MAX
+        self._drop_digest()
         self.replica.capture_now(monotonic())
         self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
         while self.replica.capturing and monotonic() < until:

@@ -166,6 +166,7 @@ def new_replica(
         now=now,
         verify_death=verify_death,
         leading=Leading(replica_id, preferred_leader(spec), spec.settings.election_timeout_ms * MS),
+        digest_interval=spec.settings.verify_seconds * 1000 * MS,
     )
 
 
