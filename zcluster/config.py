@@ -53,12 +53,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     durability: str = "fsync"
     balance: str = "round_robin"
     transport: str = "ipc"
+    preferred_leader: str = ""  # a node's name: it leads whenever it can
     election_timeout_ms: int = 600
     heartbeat_ms: int = 150
     key_bytes_max: int = 4096
     value_bytes_max: int = 1 << 20
     checkpoint_bytes: int = 8 << 20  # log since the last checkpoint; it is held in memory as well
     checkpoint_seconds: int = 300  # 0: by bytes only; nothing is written when nothing changed
+    verify_seconds: int = 600  # how often the replicas' states are compared beside service; 0: only on request
     segment_bytes: int = 16 << 20
     sessions_max: int = 10_000
     queue_max: int = 100_000  # tasks waiting in the router; then `submit` blocks
@@ -144,6 +146,7 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
     "value_bytes_max": (1024, 16 << 20),
     "checkpoint_bytes": (4096, 1 << 40),
     "checkpoint_seconds": (0, 86_400),
+    "verify_seconds": (0, 86_400),
     "segment_bytes": (64 << 10, 1 << 30),
     "sessions_max": (16, 1_000_000),
     "queue_max": (1, 10_000_000),
@@ -168,6 +171,8 @@ def make_settings(**values: Any) -> Settings:
             if not isinstance(value, str):
                 raise InvalidInput(f"durability must be text such as 'fsync', not {value!r}")
             parse_durability(value)
+        elif name == "preferred_leader" and not (isinstance(value, str) and re.fullmatch(r"(n[1-9]\d{0,4})?", value)):
+            raise InvalidInput(f"preferred_leader must be the name of a node, such as n1, not {value!r}")
     settings = Settings(**values)
     if settings.heartbeat_ms * 3 > settings.election_timeout_ms:
         raise InvalidInput("heartbeat_ms must be at most a third of election_timeout_ms")

@@ -18,7 +18,7 @@ from zcluster.cli.main import verb
 if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
-SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport")
+SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport", "preferred_leader")
 CLEAN_STOP_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a foreground `up` looks whether its cluster still runs."""
@@ -35,6 +35,7 @@ class Terminated(KeyboardInterrupt):
 @click.option("--durability", metavar="MODE", help="fsync (default), interval:10ms, none.")
 @click.option("--balance", metavar="POLICY", help="round_robin (default), random, least_loaded, power_of_two.")
 @click.option("--transport", metavar="KIND", help="ipc (default), tcp.")
+@click.option("--preferred-leader", metavar="NODE", help="Who leads whenever it can (default: nobody is preferred).")
 @click.option("--wait", "wait_s", type=DURATION, default=30.0, metavar="TIME", help="Until it is ready (default 30s).")
 @click.option("-f", "--foreground", is_flag=True, help="Stay, show the logs; Ctrl-C stops the cluster, twice at once.")
 @click.option(
@@ -70,9 +71,9 @@ def _start(app: App, given: dict[str, Any], wait_s: float) -> Cluster:
     app.transient(f'   starting cluster "{app.name}" …')
     from zcluster.launch import named as launch
 
-    cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
+    cluster, report = launch.up(app.name, given, wait_s, StepReporter(app))
     app.emit(report)
-    _ending(app, cluster, report, time.monotonic() - began)
+    show_ending(app, cluster, report, time.monotonic() - began)
     return cluster
 
 
@@ -86,7 +87,7 @@ def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict
     return {key: sourced.value for key, sourced in found.items() if sourced.explicit or not exists}
 
 
-class _Steps:
+class StepReporter:
     """Each step of `launch.up` as a line; see `Cluster.wait_healthy`."""
 
     def __init__(self, app: App) -> None:
@@ -110,7 +111,7 @@ class _Steps:
             app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
 
 
-def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
+def show_ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
     """What was done and what to do with it; everything in it can be copied and pasted."""
     app.clear_transient()
     if app.quiet:

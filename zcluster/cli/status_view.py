@@ -124,6 +124,13 @@ def footer(status: Map) -> list[str]:
     problems = status.get("problems", ())
     for label, words in _PROBLEMS.items():
         lines += [f"{label}: {problem}" for problem in problems if words in problem]
+    verified = status.get("verified")
+    if verified is not None and verified["equal"]:
+        lines.append(f"Verified: equal states of {' '.join(verified['nodes'])} at entry {verified['index']:,}")
+    elif verified is not None:
+        lines.append(
+            f"DIVERGED: {' '.join(verified['odd'])} at entry {verified['index']:,}: see zcluster verify --help"
+        )
     return lines + _advice(status)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from zcluster import config, wire
 from zcluster.config import load_spec
 from zcluster.errors import InvalidInput, NoQuorum, NotRunning, Timeout
@@ -293,6 +295,36 @@ class Cluster:
         if not done:
             raise NoQuorum(f"no replica of {self.name!r} wrote a checkpoint within {timeout:g} s")
         return {name: body[0] for name, body in sorted(done.items()) if isinstance(body, list)}
+
+    def backup(
+        self, path: Path | str, *, node: str | None = None, force: bool = False, timeout: float = 30.0
+    ) -> dict[str, Any]:
+        """Write a consistent backup of all keys to a file, while the cluster serves; see `launch.backup.backup`.
+
+        Args:
+            node: whose checkpoint it is made from; by default a follower's.
+            force: replace an existing file.
+        Returns: its manifest. Raises: Conflict (the file exists), NoQuorum, Timeout, InvalidInput, StorageError.
+        """
+        from zcluster.launch.backup import backup
+
+        return msgspec.structs.asdict(backup(self, Path(path), node=node, force=force, timeout=timeout))
+
+    def transfer(self, selector: str, timeout: float = 10.0) -> Node:
+        """Let another node lead; return when it does. Raises: InvalidInput, Conflict (it cannot), Timeout."""
+        from zcluster.launch.transfer import transfer
+
+        return transfer(self, selector, timeout)
+
+    def verify(self, timeout: float = 30.0) -> dict[str, Any]:
+        """Compare the states of all replicas at one index, beside service.
+
+        Returns: {"index", "equal", "digests": node -> digest, "odd": those that differ, "missing": those not compared}.
+        Raises: NoQuorum.
+        """
+        from zcluster.launch.verify import verify
+
+        return verify(self, timeout)
 
     def connect(self) -> Client:
         """A client of this cluster."""

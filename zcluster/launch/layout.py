@@ -22,7 +22,17 @@ from zcluster.errors import Conflict, Error, InvalidInput, NotRunning
 from zcluster.launch import files
 from zcluster.launch import process as system
 
-CHANGEABLE: Final = frozenset({"balance", "workers", "durability", "checkpoint_bytes", "checkpoint_seconds"})
+CHANGEABLE: Final = frozenset(
+    {
+        "balance",
+        "workers",
+        "durability",
+        "checkpoint_bytes",
+        "checkpoint_seconds",
+        "verify_seconds",
+        "preferred_leader",
+    }
+)
 """Settings that a stopped cluster may get anew; the others are part of what its data mean, or of who may vote."""
 
 _PARTS: Final = ("run", "logs", "data", "keys")
@@ -117,6 +127,7 @@ def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> Clus
     for part in _PARTS:
         (path / part).mkdir(mode=0o700, exist_ok=True)
     nodes = tuple(NodeSpec(f"n{i + 1}", i + 1) for i in range(settings.nodes))
+    check_preferred(settings, nodes)
     spec = ClusterSpec(
         format=config.FORMAT,
         name=name,
@@ -132,6 +143,13 @@ def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> Clus
         spec = msgspec.structs.replace(spec, ports=allocate_ports(spec))
     save_spec(spec)
     return spec
+
+
+def check_preferred(settings: Settings, nodes: tuple[NodeSpec, ...]) -> None:
+    """Raises: InvalidInput, if the preferred leader is no node."""
+    names = [node.name for node in nodes]
+    if settings.preferred_leader and settings.preferred_leader not in names:
+        raise InvalidInput(f"preferred_leader is {settings.preferred_leader}, but the nodes are {', '.join(names)}")
 
 
 def _make_keys(path: Path) -> None:
@@ -221,6 +239,8 @@ def prepare_start(spec: ClusterSpec, given: Mapping[str, Any]) -> ClusterSpec:
         settings=make_settings(**merged),
         socket_directory=str(config.socket_directory(spec.path)),
     )
+    if given.get("preferred_leader"):
+        check_preferred(prepared.settings, spec.nodes)
     try:
         for part in _PARTS:
             (spec.path / part).mkdir(mode=0o700, exist_ok=True)

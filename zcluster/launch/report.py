@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,7 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
     }
     able = [n["name"] for n in nodes if n["responsive"] and not n["repair"]]
     report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(nodes) // 2
+    report["verified"] = compare_digests(answers)
     if supervisor is not None:
         report["state"] = judge(report)
     report["problems"], report["fix"] = explain(report)
@@ -163,9 +165,35 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
     return (name if leads else None), term
 
 
+def compare_digests(answers: Mapping[str, Map]) -> Map | None:
+    """The newest comparison of the replicas' states: {"index", "equal", "nodes": those compared, "odd": those that
+    differ from most}. One that found a difference outweighs all later ones. None: there are no two digests of one
+    index."""
+    by_index: dict[int, dict[str, str]] = {}
+    for name, answer in answers.items():
+        for index, digest in (answer.get("digests") or {}).items():
+            by_index.setdefault(int(index), {})[name] = digest
+    compared = {index: digests for index, digests in sorted(by_index.items()) if len(digests) > 1}
+    differing = [index for index, digests in compared.items() if len(set(digests.values())) > 1]
+    if not compared:
+        return None
+    index = differing[-1] if differing else max(compared)
+    odd = odd_ones(compared[index])
+    return {"index": index, "equal": not odd, "nodes": sorted(compared[index]), "odd": odd}
+
+
+def odd_ones(digests: Mapping[str, str]) -> list[str]:
+    """Whose digest is not that of a majority of those compared; all of them, where there is no such majority."""
+    counts = Counter(digests.values())
+    digest, count = counts.most_common(1)[0]
+    if count * 2 <= len(digests):
+        return sorted(digests) if len(counts) > 1 else []
+    return sorted(name for name, other in digests.items() if other != digest)
+
+
 def judge(report: Map) -> str:
-    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused, and no
-    fault in the network.
+    """healthy: every node answers and is sound, no state differs, a leader, the router, all workers registered and none
+    paused, and no fault in the network.
     no_quorum: no majority of nodes answers that may vote and is in touch; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
@@ -175,7 +203,8 @@ def judge(report: Map) -> str:
     registered = sum(w["registered"] for w in report["workers"])
     frozen = any(w["paused"] for w in report["workers"])
     complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
-    return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
+    alike = report["verified"] is None or report["verified"]["equal"]
+    return HEALTHY if nodes_up and alike and report["leader"] and complete else DEGRADED
 
 
 def explain(report: Map) -> tuple[list[str], list[str]]:
@@ -197,6 +226,12 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
     problems += broken
+    verified = report.get("verified")
+    if verified is not None and not verified["equal"]:
+        problems.append(
+            f"the state of {' '.join(verified['odd'])} is another one than that of the others at entry "
+            f"{verified['index']:,}: see {command} verify --help"
+        )
     force: list[str] = []
     if not report["leader"]:
         problems.append("no leader")

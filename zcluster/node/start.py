@@ -21,6 +21,7 @@ from zcluster.errors import StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
 from zcluster.node.checkpoints import Limits
+from zcluster.node.leading import Leading
 from zcluster.node.replica import Replica
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk
@@ -34,6 +35,7 @@ from zcluster.types import (
     HardState,
     Identity,
     Nanoseconds,
+    ReplicaId,
     SnapshotMeta,
     WriteBatch,
 )
@@ -137,6 +139,11 @@ def core_settings(spec: ClusterSpec) -> CoreSettings:
     )
 
 
+def preferred_leader(spec: ClusterSpec) -> ReplicaId:
+    """0: none, or one that is no node any more."""
+    return next((n.replica_id for n in spec.nodes if n.name == spec.settings.preferred_leader), NO_REPLICA)
+
+
 def new_replica(
     spec: ClusterSpec,
     store: Store,
@@ -170,6 +177,8 @@ def new_replica(
         applied=store.recovered.checkpoint or SnapshotMeta(0, 0, initial),
         now=now,
         verify_death=verify_death,
+        leading=Leading(replica_id, preferred_leader(spec), spec.settings.election_timeout_ms * MS),
+        digest_interval=spec.settings.verify_seconds * 1000 * MS,
     )
 
 

@@ -55,6 +55,27 @@ def answers(*repairing: str, leader: int = 1) -> dict[str, dict[str, Any]]:
     return found | {"router": {"workers": []}}
 
 
+def with_digests(**digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+    return {name: {**answer, "digests": digests.get(name, {})} for name, answer in answers().items()}
+
+
+def test_equal_states_at_the_newest_common_index_are_reported(spec: ClusterSpec) -> None:
+    found = with_digests(n1={"5": "a", "9": "b", "12": "c"}, n2={"5": "a", "9": "b"}, n3={"9": "b"})
+    status = report.describe(spec, supervisor(), found)
+    assert status["verified"] == {"index": 9, "equal": True, "nodes": ["n1", "n2", "n3"], "odd": []}
+    assert status["state"] == "healthy"
+    assert report.describe(spec, supervisor(), answers())["verified"] is None
+
+
+def test_a_state_that_differs_is_a_problem_that_later_comparisons_do_not_hide(spec: ClusterSpec) -> None:
+    found = with_digests(n1={"5": "a", "9": "b"}, n2={"5": "x", "9": "b"}, n3={"5": "a", "9": "b"})
+    status = report.describe(spec, supervisor(), found)
+    assert status["verified"] == {"index": 5, "equal": False, "nodes": ["n1", "n2", "n3"], "odd": ["n2"]}
+    assert status["state"] == "degraded"
+    assert "the state of n2" in status["problems"][0]
+    assert report.odd_ones({"n1": "a", "n2": "b"}) == ["n1", "n2"], "of two nobody knows which"
+
+
 def test_all_answer_and_are_sound_is_healthy(spec: ClusterSpec) -> None:
     status = report.describe(spec, supervisor(), answers())
     assert (status["state"], status["problems"], status["leader"]) == ("healthy", [], "n1")
