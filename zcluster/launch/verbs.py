@@ -2,6 +2,7 @@
 
     ping · status · pause · resume            answered at once
     kill · stop · start · restart · down      answered when it is so; other requests are served meanwhile
+    scale · wipe                              likewise, by `reconcile`
 
 Not here: how requests come in and replies go out (`requests`), and what happens between them (`supervisor`).
 """
@@ -19,6 +20,7 @@ from zcluster.errors import Conflict, Error, InvalidInput, StorageError
 from zcluster.launch import process as system
 from zcluster.launch.fleet import MS, Child, Fleet
 from zcluster.launch.process import Process
+from zcluster.launch.reconcile import Reconciler
 from zcluster.launch.requests import Requests
 
 SECOND: Final = 1000 * MS
@@ -29,7 +31,7 @@ WHILE_CLOSING: Final = frozenset({"ping", "status", "down"})
 class Note(Protocol):
     """Writes a line of the event log."""
 
-    def __call__(self, event: str, child: Child | None) -> None: ...
+    def __call__(self, event: str, child: Child | None = None) -> None: ...
 
 
 class Verbs:
@@ -39,9 +41,18 @@ class Verbs:
         start_due: starts what should run and may start now.
     """
 
-    def __init__(self, fleet: Fleet, requests: Requests, *, note: Note, start_due: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        requests: Requests,
+        reconciler: Reconciler,
+        *,
+        note: Note,
+        start_due: Callable[[], None],
+    ) -> None:
         self.fleet = fleet
         self.requests = requests
+        self.reconciler = reconciler
         self.note = note
         self.start_due = start_due
 
@@ -71,6 +82,7 @@ class Verbs:
             "pid": os.getpid(),
             "version": __version__,
             "processes": [fleet.describe(child) for child in fleet.children.values()],
+            "change": self.reconciler.describe(),
         }
         self.requests.reply(client, body)
 
@@ -159,6 +171,7 @@ class Verbs:
                 child.failure = child.restart_at = None
                 child.quick_deaths = 0
         self.start_due()
+        self.reconciler.wake_if_unsettled()
         self.requests.wait_until(client, timeout_s, "start", self._running(children))
 
     def restart(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:
@@ -172,8 +185,15 @@ class Verbs:
             child.failure = child.restart_at = None
             self.fleet.ask_to_stop(child, kill_at)
         self.start_due()
+        self.reconciler.wake_if_unsettled()
         gone, running = _gone(old), self._running(children)
         self.requests.wait_until(client, timeout_s + 5, "restart", lambda: gone() and running())
+
+    def scale(self, client: bytes, nodes: int, timeout_s: float = 60) -> None:
+        self.reconciler.scale(client, nodes, timeout_s)
+
+    def wipe(self, client: bytes, node: str, timeout_s: float = 60) -> None:
+        self.reconciler.wipe(client, node, timeout_s)
 
     def down(self, client: bytes, timeout_s: float = 10) -> None:
         self.note("down", None)
@@ -192,6 +212,8 @@ class Verbs:
         "stop": stop,
         "start": start,
         "restart": restart,
+        "scale": scale,
+        "wipe": wipe,
         "down": down,
     }
 

@@ -52,9 +52,10 @@ Client = bytes
 class Effects:
     """What the loop is to carry out, in this order."""
 
-    __slots__ = ("announce", "capture", "compacted", "messages", "replies", "snapshot_sends", "writes")
+    __slots__ = ("announce", "capture", "compacted", "configuration", "messages", "replies", "snapshot_sends", "writes")
 
     def __init__(self) -> None:
+        self.configuration: Configuration | None = None  # who there is to be reached, from now on
         self.messages: list[tuple[ReplicaId, AnyMessage]] = []
         self.writes: list[WriteBatch] = []
         self.snapshot_sends: list[tuple[ReplicaId, SnapshotMeta]] = []
@@ -257,6 +258,8 @@ class Replica:
 
     def _take_ready(self, ready: Ready, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         out = self._out
+        if ready.configuration is not None:
+            out.configuration = ready.configuration
         if ready.messages:
             for to, message in ready.messages:
                 if type(message) is InstallSnapshot:
