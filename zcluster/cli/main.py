@@ -35,6 +35,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "stop": Place("cluster", "stop", "Stop nodes cleanly"),
         "start": Place("cluster", "start", "Start nodes that are down"),
         "restart": Place("cluster", "restart", "Restart nodes one after the other"),
+        "scale": Place("cluster", "scale", "Let there be N nodes, 1 to 9"),
         "ls": Place("observe", "list_clusters", "List all clusters"),
         "wait": Place("observe", "wait", "Wait for a leader, a node, or everything"),
     },

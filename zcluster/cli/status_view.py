@@ -25,7 +25,13 @@ HEADER: Final = ("NODE", "ROLE", "PID", "TERM", "COMMIT", "APPLIED", "LAG", "CKP
 EXIT_CODES: Final = {"healthy": 0, "stopped": 3, "degraded": 4, "no_quorum": 5}
 _EXPENDABLE: Final = ("CKPT", "RSS", "CPU", "DISK", "APPLIED", "TERM", "LAG", "PID")
 _COLORS: Final = {"healthy": "green", "stopped": "yellow", "degraded": "yellow", "no_quorum": "red"}
-_ROLE_COLORS: Final = {"leader": "green", "paused": "yellow", "silent": "yellow"}
+_ROLE_COLORS: Final = {
+    "leader": "green",
+    "paused": "yellow",
+    "silent": "yellow",
+    "learner": "yellow",
+    "leaving": "yellow",
+}
 
 
 def headline(status: Map) -> tuple[str, str, str]:
@@ -116,6 +122,9 @@ def footer(status: Map) -> list[str]:
         lines.append(
             f"Durability: {durability}: a power failure may lose {window} writes; a crash of processes loses none"
         )
+    if status.get("change"):
+        change = status["change"]
+        lines.append(f"Change: to {change['nodes']} node{'s' * (change['nodes'] != 1)} · {change['text']}")
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
     repairs = [problem for problem in status.get("problems", ()) if "repair" in problem]

@@ -85,7 +85,9 @@ def plan(spec: ClusterSpec, configuration: Configuration, answering: Collection[
     """
     members = {*configuration.voters, *configuration.learners}
     staying = sorted((n for n in spec.nodes if n.phase != LEAVING), key=number)
-    steps: list[Step] = [Enter(n.name, LEAVING) for n in staying[spec.settings.nodes :]]
+    steps: list[Step] = []
+    if any(n.replica_id in configuration.voters for n in staying[: spec.settings.nodes]):  # else nobody would be left
+        steps += [Enter(n.name, LEAVING) for n in staying[spec.settings.nodes :]]
     steps += _creations(spec)
     steps += [Enter(n.name, JOINING) for n in staying if n.phase == FRESH and n.name in answering]
     steps += [Enter(n.name, MEMBER) for n in staying if n.phase == JOINING and n.replica_id in configuration.voters]

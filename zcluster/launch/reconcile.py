@@ -28,7 +28,7 @@ from zcluster.launch.membership import Create, Drop, Enter, Propose
 from zcluster.launch.probe import Connections
 from zcluster.launch.requests import Requests
 from zcluster.node import members
-from zcluster.types import NEVER, Configuration
+from zcluster.types import NEVER, Configuration, Index
 
 SECOND: Final = 1000 * MS
 ANSWER_NS: Final = 3 * SECOND
@@ -108,7 +108,7 @@ class Reconciler:
         command = config.command(spec.path)
         if any(child.process is not None for child in self.fleet.of_node(node)):
             raise Conflict(f"{node} is running; stop it first: {command} stop {node}")
-        if len(spec.nodes) <= 2:
+        if sum(n.phase != LEAVING for n in spec.nodes) <= 2:
             raise NoQuorum(_too_few(spec, node, command))
         what = f"wipe {node}"
         self._refuse_another(what)
@@ -253,7 +253,7 @@ class Reconciler:
         self.waits = plan.waits
         for step in plan.steps:
             if isinstance(step, Propose):
-                self._ask(now, step.change)
+                self._ask(now, step.change, self._configuration.index)
             elif isinstance(step, Drop):
                 self._drop(step, now)
             else:
@@ -314,13 +314,13 @@ class Reconciler:
         self._waiters = []
 
     # -- the leader ---------------------------------------------------------------------------------------------------
-    def _ask(self, now: int, change: ConfigChange) -> None:
-        """Send it to whom the newest term names as leader, if that one can be reached."""
+    def _ask(self, now: int, change: ConfigChange, at: Index | None = None) -> None:
+        """Send it to whom the newest term names as leader, if that one can be reached. `at`: what it starts from."""
         assert self._links is not None
         leader, _ = max(self._links.announced.values(), key=lambda said: said[1], default=(0, 0))
         name = self.fleet.spec.node_name(leader) if leader else None
         self._request += 1
-        body = members.encode_change(change)
+        body = wire.encode(members.Request(change.action, change.replica, at))
         if name is not None and self._links.ask(name, wire.MEMBERSHIP, self._request, body):
             self._asked = (self._request, now + ANSWER_NS, change)
         elif now - max(self._answered_at, self._woken_at) > SECOND:
@@ -403,12 +403,12 @@ class Reconciler:
 
 
 def _too_few(spec: ClusterSpec, node: str, command: str) -> str:
-    if len(spec.nodes) == 1:
+    if sum(n.phase != LEAVING for n in spec.nodes) == 1:
         return (
-            f"{node} is the only node: with its disk everything would be lost. Add others first: {command} scale 3; "
-            f"or begin anew: {command} down --purge"
+            f"{node} is the only node: with its disk everything would be lost. Add others first: {command} start {node}, "
+            f"then {command} scale 3; or begin anew: {command} down --purge"
         )
     return (
-        f"a cluster of two nodes needs both: while {node} is down nothing can be agreed on, its removal included. "
-        f"Start it, then {command} scale 1 and {command} scale 2 give it an empty disk"
+        f"a cluster of two nodes needs both: while {node} is down nothing can be agreed on, its removal included. Add "
+        f"others first: {command} start {node}, then {command} scale 3"
     )

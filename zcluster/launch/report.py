@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from zcluster import config
-from zcluster.config import ClusterSpec
+from zcluster.config import JOINING, LEAVING, MEMBER, ClusterSpec, NodeSpec
 from zcluster.launch import files
 from zcluster.launch import process as system
 
@@ -37,7 +37,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
     nodes = [describe_node(spec, n.name, processes, answers.get(n.name), seen.get(n.name)) for n in spec.nodes]
     leader, term = find_leader(spec, answers)
     commit_index = next((n["commit_index"] for n in nodes if n["name"] == leader), None)
+    voters = find_voters(spec, answers)
     for node in nodes:
+        node |= _membership(spec.node(node["name"]), node, voters)
         applied = node["last_applied"]
         lags = commit_index is not None and applied is not None
         node["lag"] = max(0, commit_index - applied) if lags else None
@@ -60,11 +62,13 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "balance": spec.settings.balance,
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
-        "quorum": sum(n["responsive"] and not n["repair"] for n in nodes) > len(nodes) // 2,
+        "quorum": sum(n["voter"] and n["responsive"] and not n["repair"] for n in nodes) > len(voters) // 2,
+        "voters": [n["name"] for n in nodes if n["voter"]],
+        "change": (supervisor or {}).get("change"),
         "nodes": nodes,
         "routers": routers,
         "workers": workers,
-        "workers_expected": len(spec.nodes) * spec.settings.workers,
+        "workers_expected": sum(n.phase != LEAVING for n in spec.nodes) * spec.settings.workers,
         "queued": router.get("queued", 0),
         "tasks_per_s": router.get("tasks_per_s", 0.0),
         "router": router or None,
@@ -122,6 +126,29 @@ def describe_node(
     return node
 
 
+def find_voters(spec: ClusterSpec, answers: Mapping[str, Map]) -> list[int]:
+    """Replica ids of those that vote, as the latest configuration has it that anybody answers with; else all."""
+    known = [(a["configuration_index"], a["voters"]) for a in answers.values() if a.get("voters")]
+    return list(max(known)[1]) if known else [n.replica_id for n in spec.nodes]
+
+
+def _membership(node_spec: NodeSpec, node: Map, voters: Collection[int]) -> Map:
+    """Its part in the cluster. The role of a living one that has no vote (yet, or any more) says so."""
+    voter = node_spec.replica_id in voters
+    role = node["role"]
+    if node["responsive"] and node_spec.phase == LEAVING:
+        role = "leaving"
+    elif node["responsive"] and not voter:
+        role = "learner"
+    return {"voter": voter, "phase": node_spec.phase, "role": role}
+
+
+def _registered(report: Map) -> int:
+    """Workers that the router knows, but for those that drain."""
+    leaving = {n["name"] for n in report["nodes"] if n["phase"] == LEAVING}
+    return sum(w["registered"] for w in report["workers"] if w["node"] not in leaving)
+
+
 def _process(process: Map) -> Map:
     """What the system knows of a living process. `cpu_percent` is the mean since its start."""
     stat = system.read_stat(process["pid"])
@@ -159,8 +186,9 @@ def judge(report: Map) -> str:
     no_quorum: no majority of nodes answers that may vote; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
-    nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
-    registered = sum(w["registered"] for w in report["workers"])
+    nodes_up = all(n["responsive"] and not n["repair"] and n["phase"] == MEMBER for n in report["nodes"])
+    nodes_up = nodes_up and report["change"] is None
+    registered = _registered(report)
     frozen = any(w["paused"] for w in report["workers"])
     complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
     return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
@@ -171,16 +199,26 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
     command = config.command(Path(report["directory"]))
     if report["state"] == STOPPED:
         return ["stopped"], [f"{command} up"]
-    problems, down, paused = [], [], []
+    problems: list[str] = []
+    down: list[str] = []
+    paused: list[str] = []
+    wiped: list[str] = []
+    if report["change"] is not None:
+        problems.append(f"it is to have {report['change']['nodes']} nodes: {report['change']['text']}")
     for node in report["nodes"]:
         if node["state"] == "down":
-            down.append(node["name"])
+            if node["phase"] == LEAVING:
+                continue
+            lost = "--wipe" in (node["failure"] or "")  # its data are of no use: to start it again does not help
+            (wiped if lost else down).append(node["name"])
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
         elif node["paused"]:
             paused.append(node["name"])
             problems.append(f"{node['name']} is paused")
         elif not node["responsive"]:
             problems.append(f"{node['name']} does not answer")
+        elif node["phase"] == JOINING:
+            problems.append(f"{node['name']} is a learner: it votes once it has caught up")
         elif node["repair"]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     if not report["leader"]:
@@ -196,10 +234,11 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         if worker["paused"] and worker["node"] not in paused:
             paused.append(worker["name"])
             problems.append(f"{worker['name']} is paused")
-    missing = report["workers_expected"] - sum(w["registered"] for w in report["workers"])
+    missing = report["workers_expected"] - _registered(report)
     if missing > 0:
         problems.append(f"{missing} of {report['workers_expected']} workers are not there")
     fixes = [f"{command} start {' '.join(down)}"] if down else []
+    fixes += [f"{command} start {name} --wipe" for name in wiped]
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
     return problems, fixes
 

@@ -122,7 +122,7 @@ def test_only_safe_settings_of_a_stopped_cluster_change() -> None:
     changed = layout.prepare_start(spec, {"balance": "random", "workers": 2, "nodes": 3})
     assert (changed.settings.balance, changed.settings.workers) == ("random", 2)
     assert load_spec(spec.path) == changed
-    with pytest.raises(Conflict, match=r"nodes is 3, not 5; use another name.*--purge"):
+    with pytest.raises(Conflict, match=r"nodes is 3, not 5; to change that: .* up, then .* scale 5"):
         layout.prepare_start(spec, {"nodes": 5, "balance": "random"})
     with pytest.raises(InvalidInput):
         layout.prepare_start(spec, {"nodes": 0})
