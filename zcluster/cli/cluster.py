@@ -307,11 +307,8 @@ def scale(app: App, nodes: int, timeout: float) -> None:
         app.say(f"it has {count} already: {' '.join(now)}")
     else:
         app.step(f"{len(before)} → {count}", " ".join(now), seconds)
-        app.say(
-            "".join(
-                f"{name} is down; it joins when it is started: {app.command} start {name}" for name in done["absent"]
-            )
-        )
+        for name in done["absent"]:
+            app.say(f"{name} is down; it joins when it is started: {app.command} start {name}")
     app.emit({"cluster": cluster.name, **done, "seconds": round(seconds, 3)})
 
 

@@ -106,7 +106,7 @@ class Reconciler:
         spec = self.fleet.spec
         old = spec.node(node)
         command = config.command(spec.path)
-        if any(child.process is not None for child in self.fleet.of_node(node)):
+        if self.fleet.children[node].process is not None:  # workers of a replica that refuses to start may run
             raise Conflict(f"{node} is running; stop it first: {command} stop {node}")
         if sum(n.phase != LEAVING for n in spec.nodes) <= 2:
             raise NoQuorum(_too_few(spec, node, command))
@@ -317,8 +317,8 @@ class Reconciler:
     def _ask(self, now: int, change: ConfigChange, at: Index | None = None) -> None:
         """Send it to whom the newest term names as leader, if that one can be reached. `at`: what it starts from."""
         assert self._links is not None
-        leader, _ = max(self._links.announced.values(), key=lambda said: said[1], default=(0, 0))
-        name = self.fleet.spec.node_name(leader) if leader else None
+        claims = [(term, leader) for leader, term in self._links.announced.values() if leader]
+        name = self.fleet.spec.node_name(max(claims)[1]) if claims else None
         self._request += 1
         body = wire.encode(members.Request(change.action, change.replica, at))
         if name is not None and self._links.ask(name, wire.MEMBERSHIP, self._request, body):
@@ -346,7 +346,9 @@ class Reconciler:
                 self._links.announced[name] = (leader, term)
             elif kind == wire.BUSY:
                 self._answered_at = now
-                self.waits = [str(wire.decode(body)[0]).removesuffix("; retry")]
+                who = self.fleet.spec.node_name(change.replica)
+                text = str(wire.decode(body)[0]).removesuffix("; retry")
+                self.waits = [f"{who}: {text}" if who else text]
                 self._tell()
             else:
                 self.problem = f"{name} refuses to {change.action} replica {change.replica}: {wire.decode(body)[1]}"
@@ -405,8 +407,8 @@ class Reconciler:
 def _too_few(spec: ClusterSpec, node: str, command: str) -> str:
     if sum(n.phase != LEAVING for n in spec.nodes) == 1:
         return (
-            f"{node} is the only node: with its disk everything would be lost. Add others first: {command} start {node}, "
-            f"then {command} scale 3; or begin anew: {command} down --purge"
+            f"{node} is the only node: with its disk everything would be lost. Add others first: {command} start "
+            f"{node}, then {command} scale 3; or begin anew: {command} down --purge"
         )
     return (
         f"a cluster of two nodes needs both: while {node} is down nothing can be agreed on, its removal included. Add "

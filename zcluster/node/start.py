@@ -72,10 +72,10 @@ def open_node_store(disk: Disk, spec: ClusterSpec, node: str, *, create: bool, b
 def without_its_data(spec: ClusterSpec, node: str) -> str:
     """What to do about a node whose data are no more: it comes back as a new replica."""
     if len(spec.nodes) == 1:
-        return f"It is the only node: restore its files, or start anew with `{command(spec.path)} down --purge`."
+        return f"It is the only node: restore its files, or start anew with `{command(spec.path)} down --purge`"
     return (
         "Restore its files, or let it come back empty and get everything from the others: "
-        f"`{command(spec.path)} start {node} --wipe`."
+        f"`{command(spec.path)} start {node} --wipe`"
     )
 
 
