@@ -173,36 +173,37 @@ class Cluster:
         raise InvalidInput(f"no node {part!r} in cluster {self.name!r}; there are: {known}, and workers such as n1.w1")
 
     # -- acting -------------------------------------------------------------------------------------------------------
+    def _call_on(self, selector: str, verb: str, **arguments: Any) -> list[str]:
+        """Ask for what is selected. Returns: the names."""
+        while True:
+            names = self.resolve(selector)
+            try:
+                self.control.call(verb, targets=names, **arguments)
+                return names
+            except InvalidInput:  # a node that `all` stood for has just gone
+                if self.resolve(selector) == names:
+                    raise
+
     def kill(self, selector: str, signal_name: str = "SIGKILL") -> list[str]:
         """See `Node.kill`. Returns: the names."""
         name = signal_name.upper() if signal_name.upper().startswith("SIG") else f"SIG{signal_name.upper()}"
         if name not in system.signal_names():
             raise InvalidInput(f"no signal {signal_name!r}; for example KILL, TERM, INT, HUP, USR1")
-        names = self.resolve(selector)
-        self.control.call("kill", targets=names, signal_name=name)
-        return names
+        return self._call_on(selector, "kill", signal_name=name)
 
     def pause(self, selector: str) -> list[str]:
-        names = self.resolve(selector)
-        self.control.call("pause", targets=names)
-        return names
+        return self._call_on(selector, "pause")
 
     def resume(self, selector: str) -> list[str]:
-        names = self.resolve(selector)
-        self.control.call("resume", targets=names)
-        return names
+        return self._call_on(selector, "resume")
 
     def stop(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
         """Stop nodes cleanly, all by default; router and supervisor go on (`down` ends the cluster)."""
-        names = self.resolve(selector)
-        self.control.call("stop", targets=names, timeout_s=timeout, timeout=timeout + 10)
-        return names
+        return self._call_on(selector, "stop", timeout_s=timeout, timeout=timeout + 10)
 
     def start(self, selector: str = "all") -> list[str]:
         """Start nodes that are down; see `Node.start`."""
-        names = self.resolve(selector)
-        self.control.call("start", targets=names, timeout_s=10, timeout=20)
-        return names
+        return self._call_on(selector, "start", timeout_s=10, timeout=20)
 
     def restart(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
         """Restart nodes one after the other: the next only when the last one answers and there is a leader."""

@@ -383,7 +383,8 @@ class Reconciler:
         self._save(membership.after(fleet.spec, step))
         fleet.remove_node(node)
         if fleet.wishes.down[node].reason == GONE or membership.number(NodeSpec(node, 0)) > fleet.spec.settings.nodes:
-            fleet.want_up([node])
+            del fleet.wishes.down[node]
+            fleet.save_wishes()
         self._relink()
         self._next_at = now
         self._note(f"drop {node}")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from zcluster import __version__
+from zcluster.config import LEAVING
 from zcluster.errors import Conflict, Error, InvalidInput, StorageError
 from zcluster.launch import process as system
 from zcluster.launch.fleet import MS, Child, Fleet
@@ -161,7 +162,7 @@ class Verbs:
 
     def start(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:
         """What is being stopped right now is started once it is gone; a paused node with a living replica stays so."""
-        children = self.fleet.resolve(targets)
+        children = self._that_stay(targets)
         self.fleet.want_up(c.name for c in children if c.kind == "replica")
         stalled = [c.name for c in children if c.process is None and c.name in self.fleet.wishes.paused]
         if stalled:
@@ -174,8 +175,17 @@ class Verbs:
         self.reconciler.wake_if_unsettled()
         self.requests.wait_until(client, timeout_s, "start", self._running(children))
 
+    def _that_stay(self, targets: list[str]) -> list[Child]:
+        """As `Fleet.resolve`, but for nodes on their way out. Raises: Conflict, if those were all."""
+        leaving = {n.name for n in self.fleet.spec.nodes if n.phase == LEAVING}
+        found = self.fleet.resolve(targets)
+        staying = [child for child in found if child.node not in leaving]
+        if found and not staying:
+            raise Conflict(f"{', '.join(targets)}: on the way out of the cluster; see: zcluster status")
+        return staying
+
     def restart(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:
-        children = self.fleet.resolve(targets)
+        children = self._that_stay(targets)
         nodes = [c.name for c in children if c.kind == "replica"]
         self.fleet.want_up(nodes)
         self.fleet.want_paused(nodes, paused=False)
