@@ -165,3 +165,11 @@ def test_advice_can_be_pasted_where_zcluster_is_not_on_the_path(
     cluster.found = DEGRADED
     assert run("status").stdout.endswith("Fix: bin/zcluster start n2\n")
     assert json.loads(run("status", "--json").stdout)["fix"] == ["zcluster start n2"]
+
+
+def test_a_change_in_progress_and_its_learners_are_shown() -> None:
+    learner = a_node("n4", role="learner", commit_index=12, last_applied=12, lag=18192)
+    change = {"nodes": 4, "text": "n4: replica 4 is 18192 entries behind"}
+    shown = plain(a_status(state="degraded", nodes=[a_node("n1"), learner], change=change)).splitlines()
+    assert shown[3].split()[:2] == ["n4", "learner"]
+    assert "Change: to 4 nodes · n4: replica 4 is 18192 entries behind" in shown

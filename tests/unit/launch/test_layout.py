@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zcluster.config import ClusterSpec, load_spec, make_settings
+from zcluster.config import ClusterSpec, NodeSpec, load_spec, make_settings
 from zcluster.errors import Conflict, FormatTooNew, InvalidInput, PathTooLong
 from zcluster.launch import layout
 from zcluster.launch import process as system
@@ -164,3 +164,12 @@ def test_leftovers_of_dead_owners_go_and_living_ones_stay(home: Path) -> None:
     assert layout.find() == []
     spec = load_spec(alive)
     assert msgspec.structs.replace(spec, directory="").ephemeral
+
+
+def test_a_node_that_joins_gets_ports_beside_those_in_use() -> None:
+    spec = layout.create("one", make_settings(nodes=1, transport="tcp"))
+    grown = msgspec.structs.replace(spec, nodes=(*spec.nodes, NodeSpec("n2", 2)))
+    ports = layout.add_ports(grown, "n2")
+    assert {name: ports[name] for name in spec.ports} == spec.ports, "they are in use, by us"
+    assert set(ports) - set(spec.ports) == {"n2.peer", "n2.client", "n2.snapshot"}
+    assert len(set(ports.values())) == len(ports)

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from tests.unit.storage.faulty_disk import FaultyDisk
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.config import FRESH, ClusterSpec, NodeSpec, make_settings
 from zcluster.consensus.api import Settings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.mux import ClusterMachine
 from zcluster.node.start import Refused, check_usable, new_replica, open_node_store, recovered_core
 from zcluster.storage.recover import RecoveredStore, Store
-from zcluster.types import MS, Configuration, WriteBatch
+from zcluster.types import MS, NEVER, Configuration, WriteBatch
 
 SPEC = ClusterSpec(
     format=1,
@@ -87,3 +87,18 @@ def test_a_damaged_lone_voter_is_refused_and_one_of_several_is_not() -> None:
                 check_usable(store, spec, "n1")
         else:
             check_usable(store, spec, "n1")
+
+
+def test_a_node_that_joins_later_starts_from_an_empty_configuration_and_cannot_stand() -> None:
+    grown = msgspec.structs.replace(SPEC, nodes=(NodeSpec("n1", 4, FRESH), *SPEC.nodes[1:]))
+    joining = core(open_store(FaultyDisk(), grown, create=True), grown)
+    assert joining.membership.current == Configuration()
+    assert joining.next_deadline() == NEVER
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_node_without_its_data_says_what_helps(count: int) -> None:
+    spec = msgspec.structs.replace(SPEC, nodes=SPEC.nodes[:count])
+    with pytest.raises(Refused, match="data of n1 are missing") as refused:
+        open_store(FaultyDisk(), spec)
+    assert ("start n1 --wipe" in str(refused.value)) == (count > 1), "of the only copy nothing comes back"
