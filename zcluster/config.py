@@ -47,7 +47,7 @@ CONTROL: Final = "control"
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a user may choose at `up`. Build it with `make_settings`, which validates."""
 
-    nodes: int = 3
+    nodes: int = 3  # how many there are to be; `launch.membership` makes it so
     workers: int = 1
     engine: str = "raft"
     durability: str = "fsync"
@@ -67,9 +67,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     attempts_max: int = 3  # starts of one task whose worker died under it
 
 
+# Phases of a node's life, each written down before the next one begins. Whether it votes is the log's business.
+FRESH: Final = "fresh"  # joins later than the first ones; its store may still have to be made
+JOINING: Final = "joining"  # its store was made; it has not been seen as a voter
+MEMBER: Final = "member"
+LEAVING: Final = "leaving"  # on its way out, for good: whoever has its name next has another replica id
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
+    """A node that has, or is to have, processes."""
+
     name: str
     replica_id: int
+    phase: str = MEMBER
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +92,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeSpec, ...]
     socket_directory: str
     ports: dict[str, int] = {}  # tcp only: "process.role" -> port on 127.0.0.1
+    replica_ids_used: int = 0  # the highest one ever given to a node, at least; none is given twice
     created: bool = False  # True once every replica's store exists: from then on a missing one is an error
     ephemeral: bool = False
     directory: str = ""
@@ -93,13 +104,18 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     def data_directory(self, node: str) -> Path:
         return self.path / "data" / node
 
-    def replica_id(self, node: str) -> int:
+    def node(self, name: str) -> NodeSpec:
+        """Raises: InvalidInput."""
         for spec in self.nodes:
-            if spec.name == node:
-                return spec.replica_id
+            if spec.name == name:
+                return spec
         raise InvalidInput(
-            f"cluster {self.name!r} has no node {node!r}; it has {', '.join(n.name for n in self.nodes)}"
+            f"cluster {self.name!r} has no node {name!r}; it has {', '.join(n.name for n in self.nodes)}"
         )
+
+    def replica_id(self, node: str) -> int:
+        """Raises: InvalidInput."""
+        return self.node(node).replica_id
 
     def node_name(self, replica_id: int) -> str | None:
         return next((n.name for n in self.nodes if n.replica_id == replica_id), None)

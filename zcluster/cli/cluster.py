@@ -252,13 +252,65 @@ def stop(app: App, nodes: tuple[str, ...], timeout: float) -> None:
 
 @verb("start")
 @nodes_argument
+@click.option("--wipe", is_flag=True, help="Empty its disk first: it gets everything from the others.")
 @pass_app
-def start(app: App, nodes: tuple[str, ...]) -> None:
-    """Start nodes that are down, all by default; does nothing to running ones."""
+def start(app: App, nodes: tuple[str, ...], wipe: bool) -> None:
+    """Start nodes that are down, all by default; does nothing to running ones.
+
+    With --wipe one node comes back without its data, under a new replica id: the others agree that the old one is no
+    member any more, then its disk is emptied, and it votes again once it has caught up. So a lost disk is replaced.
+    """
     cluster = app.running_cluster()
+    if wipe:
+        _wipe(app, cluster, nodes)
     names = cluster.start(",".join(nodes) or "all")
     app.say(f"running: {' '.join(names)}")
-    app.emit({"cluster": cluster.name, "running": names})
+    if wipe:
+        app.say(f"{names[0]} catches up, then it votes; wait for it: {app.command} wait --for healthy")
+    app.emit({"cluster": cluster.name, "running": names, "wiped": names if wipe else []})
+
+
+def _wipe(app: App, cluster: Cluster, nodes: tuple[str, ...]) -> None:
+    if len(nodes) != 1 or nodes[0] not in cluster.nodes:
+        raise click.UsageError(f"--wipe takes the name of one node: {', '.join(cluster.nodes)}")
+    app.confirm(f"Empty the disk of {nodes[0]}?")
+    began = time.monotonic()
+    cluster.wipe(nodes[0], progress=lambda text: app.transient(f"   wiping {nodes[0]}: {text} …"))
+    app.step(f"{nodes[0]} is empty", "", time.monotonic() - began)
+
+
+@verb("scale")
+@click.argument("nodes", type=int, metavar="N")
+@click.option("-t", "--timeout", type=DURATION, default=60.0, metavar="TIME", help="Then exit 7 (default 60s).")
+@pass_app
+def scale(app: App, nodes: int, timeout: float) -> None:
+    """Let the cluster have N nodes, 1 to 9; it serves on meanwhile.
+
+    New nodes vote once they have caught up. The nodes with the highest numbers go: their workers finish what they run,
+    then their data are removed. When it is interrupted it goes on by itself; to undo it, scale back.
+    """
+    cluster = app.running_cluster()
+    before, began = list(cluster.nodes), time.monotonic()
+    app.transient(f"   {len(before)} → {nodes} nodes …")
+    try:
+        done = cluster.scale(
+            nodes, timeout=timeout, progress=lambda text: app.transient(f"   {len(before)} → {nodes} nodes: {text} …")
+        )
+    except KeyboardInterrupt:
+        app.clear_transient()
+        app.say(f"interrupted; it goes on: {app.command} status. To undo it: {app.command} scale {len(before)}")
+        raise
+    seconds = time.monotonic() - began
+    now = done["nodes"]
+    count = f"{len(now)} node{'s' * (len(now) != 1)}"
+    if not done["changed"]:
+        app.clear_transient()
+        app.say(f"it has {count} already: {' '.join(now)}")
+    else:
+        app.step(f"{len(before)} → {count}", " ".join(now), seconds)
+        for name in done["absent"]:
+            app.say(f"{name} is down; it joins when it is started: {app.command} start {name}")
+    app.emit({"cluster": cluster.name, **done, "seconds": round(seconds, 3)})
 
 
 @verb("restart")

@@ -36,6 +36,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "start": Place("cluster", "start", "Start nodes that are down"),
         "restart": Place("cluster", "restart", "Restart nodes one after the other"),
         "transfer": Place("transfer", "transfer", "Let another node lead"),
+        "scale": Place("cluster", "scale", "Let there be N nodes, 1 to 9"),
         "ls": Place("observe", "list_clusters", "List all clusters"),
         "wait": Place("observe", "wait", "Wait for a leader, a node, or everything"),
     },

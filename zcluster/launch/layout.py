@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -134,6 +134,7 @@ def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> Clus
         cluster_id=os.urandom(16).hex(),
         settings=settings,
         nodes=nodes,
+        replica_ids_used=len(nodes),
         socket_directory=str(sockets),
         ephemeral=ephemeral,
         directory=str(path),
@@ -169,11 +170,31 @@ def socket_names(spec: ClusterSpec) -> list[str]:
 
 
 def allocate_ports(spec: ClusterSpec) -> dict[str, int]:
-    """A port on 127.0.0.1 for each socket. Those in `spec.ports` that are still free are kept.
+    """A port on 127.0.0.1 for each socket of a stopped cluster. Those in `spec.ports` that are still free are kept.
+    Raises: Error (no ports left)."""
+    supply = _free_ports()
+    ports: dict[str, int] = {}
+    for name in socket_names(spec):
+        port = spec.ports.get(name)
+        while port is None or port in ports.values() or not _port_is_free(port):
+            port = next(supply)
+        ports[name] = port
+    return ports
 
-    New ones lie outside the range from which the system serves outgoing connections, so that nobody is given one of
-    them by chance while a replica is down. Raises: Error (no ports left).
-    """
+
+def add_ports(spec: ClusterSpec, node: str) -> dict[str, int]:
+    """The ports of a running cluster, and those of a node that joins it. Raises: Error (no ports left)."""
+    supply = _free_ports()
+    ports = dict(spec.ports)
+    for name in socket_names(spec):
+        if name.partition(".")[0] == node:
+            ports[name] = next(port for port in supply if port not in ports.values() and _port_is_free(port))
+    return ports
+
+
+def _free_ports() -> Iterator[int]:
+    """Candidates, one after the other. They lie outside the range from which the system serves outgoing connections,
+    so that nobody is given one of them by chance while a replica is down. Raises: Error, in place of ending."""
     try:
         low, high = (int(part) for part in _EPHEMERAL_PORTS.read_text().split())
     except (OSError, ValueError):
@@ -182,16 +203,8 @@ def allocate_ports(spec: ClusterSpec) -> dict[str, int]:
     if not candidates:
         candidates = list(range(1024, low))
     start = int.from_bytes(os.urandom(4)) % max(1, len(candidates))  # two clusters made at once look elsewhere
-    supply = iter([*candidates[start:], *candidates[:start]])
-    ports: dict[str, int] = {}
-    for name in socket_names(spec):
-        port = spec.ports.get(name)
-        while port is None or port in ports.values() or not _port_is_free(port):
-            port = next(supply, None)
-            if port is None:
-                raise Error("no free tcp ports on 127.0.0.1 outside the ephemeral range; use --transport ipc")
-        ports[name] = port
-    return ports
+    yield from [*candidates[start:], *candidates[:start]]
+    raise Error("no free tcp ports on 127.0.0.1 outside the ephemeral range; use --transport ipc")
 
 
 def _port_is_free(port: int) -> bool:
@@ -215,11 +228,13 @@ def refuse_differences(spec: ClusterSpec, different: Mapping[str, tuple[Any, Any
     listed = ", ".join(f"{name} is {now!r}, not {asked!r}" for name, (now, asked) in sorted(different.items()))
     safe = running and set(different) <= CHANGEABLE
     command = f"{config.command(spec.path)} down"
-    advice = (
-        f"stop it first ({command}), then `up` again with the new value"
-        if safe
-        else f"use another name, or discard it and its data: {command} --purge"
-    )
+    if set(different) == {"nodes"}:
+        up = "" if running else f"{config.command(spec.path)} up, then "
+        advice = f"to change that: {up}{config.command(spec.path)} scale {different['nodes'][1]}"
+    elif safe:
+        advice = f"stop it first ({command}), then `up` again with the new value"
+    else:
+        advice = f"use another name, or discard it and its data: {command} --purge"
     raise Conflict(
         f"cluster {spec.name!r} {'is running' if running else 'exists'} with other settings: {listed}; {advice}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from zcluster import config
-from zcluster.config import ClusterSpec
+from zcluster.config import JOINING, LEAVING, MEMBER, ClusterSpec, NodeSpec
 from zcluster.launch import files, network, remedies
 from zcluster.launch import process as system
 
@@ -39,7 +39,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
     nodes = [describe_node(spec, n.name, processes, answers.get(n.name), seen.get(n.name)) for n in spec.nodes]
     leader, term = find_leader(spec, answers)
     commit_index = next((n["commit_index"] for n in nodes if n["name"] == leader), None)
+    voters = find_voters(spec, answers)
     for node in nodes:
+        node |= _membership(spec.node(node["name"]), node, voters)
         applied = node["last_applied"]
         lags = commit_index is not None and applied is not None
         node["lag"] = max(0, commit_index - applied) if lags else None
@@ -63,6 +65,8 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
         "quorum": False,
+        "voters": [n["name"] for n in nodes if n["voter"]],
+        "change": (supervisor or {}).get("change"),
         "nodes": nodes,
         "network": network.describe([n["name"] for n in nodes], {n["name"]: n.get("faults", ()) for n in nodes}),
         "routers": routers,
@@ -72,7 +76,7 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
             for p in processes.values()
             if p["kind"] == "worker" and p["state"] == "restarting"
         ],
-        "workers_expected": len(spec.nodes) * spec.settings.workers,
+        "workers_expected": sum(n.phase != LEAVING for n in spec.nodes) * spec.settings.workers,
         "queued": router.get("queued", 0),
         "tasks_per_s": router.get("tasks_per_s", 0.0),
         "router": router or None,
@@ -80,8 +84,8 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "directory": spec.directory,
         "ephemeral": spec.ephemeral,
     }
-    able = [n["name"] for n in nodes if n["responsive"] and not n["repair"]]
-    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(nodes) // 2
+    able = [n["name"] for n in nodes if n["voter"] and n["responsive"] and not n["repair"]]
+    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(voters) // 2
     report["verified"] = compare_digests(answers)
     if supervisor is not None:
         report["state"] = judge(report)
@@ -131,6 +135,29 @@ def describe_node(
         node["down_seconds"] = round(time.time() - since_ms / 1000, 1) if since_ms else None
         node["down_text"] = f"{reason} {ago(node['down_seconds'])} ago" if reason and since_ms else reason
     return node
+
+
+def find_voters(spec: ClusterSpec, answers: Mapping[str, Map]) -> list[int]:
+    """Replica ids of those that vote, as the latest configuration has it that anybody answers with; else all."""
+    known = [(a["configuration_index"], a["voters"]) for a in answers.values() if a.get("voters")]
+    return list(max(known)[1]) if known else [n.replica_id for n in spec.nodes]
+
+
+def _membership(node_spec: NodeSpec, node: Map, voters: Collection[int]) -> Map:
+    """Its part in the cluster. The role of a living one that has no vote (yet, or any more) says so."""
+    voter = node_spec.replica_id in voters
+    role = node["role"]
+    if node["responsive"] and node_spec.phase == LEAVING:
+        role = "leaving"
+    elif node["responsive"] and not voter:
+        role = "learner"
+    return {"voter": voter, "phase": node_spec.phase, "role": role}
+
+
+def _registered(report: Map) -> int:
+    """Workers that the router knows, but for those that drain."""
+    leaving = {n["name"] for n in report["nodes"] if n["phase"] == LEAVING}
+    return sum(w["registered"] for w in report["workers"] if w["node"] not in leaving)
 
 
 def _process(process: Map) -> Map:
@@ -199,8 +226,9 @@ def judge(report: Map) -> str:
         return NO_QUORUM
     if network.lines(report["network"], [n["name"] for n in report["nodes"]]):
         return DEGRADED
-    nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
-    registered = sum(w["registered"] for w in report["workers"])
+    nodes_up = all(n["responsive"] and not n["repair"] and n["phase"] == MEMBER for n in report["nodes"])
+    nodes_up = nodes_up and report["change"] is None
+    registered = _registered(report)
     frozen = any(w["paused"] for w in report["workers"])
     complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
     alike = report["verified"] is None or report["verified"]["equal"]
@@ -212,9 +240,15 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
     command = config.command(Path(report["directory"]))
     if report["state"] == STOPPED:
         return ["stopped"], [f"{command} up"]
-    problems, down, paused = [], list[Map](), []
+    problems: list[str] = []
+    down: list[Map] = []
+    paused: list[str] = []
+    if report["change"] is not None:
+        problems.append(f"it is to have {report['change']['nodes']} nodes: {report['change']['text']}")
     for node in report["nodes"]:
         if node["state"] == "down":
+            if node["phase"] == LEAVING:
+                continue
             down.append(node)
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
         elif node["paused"]:
@@ -222,6 +256,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} is paused")
         elif not node["responsive"]:
             problems.append(f"{node['name']} does not answer")
+        elif node["phase"] == JOINING:
+            problems.append(f"{node['name']} is a learner: it votes once it has caught up")
         elif node["repair"]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
@@ -248,7 +284,7 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         if worker["paused"] and worker["node"] not in paused:
             paused.append(worker["name"])
             problems.append(f"{worker['name']} is paused")
-    problems += remedies.workers(report)
+    problems += remedies.workers(report, _registered(report))
     fixes = remedies.start(command, down, report["directory"]) + force
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
     fixes += [f"{command} heal"] if broken else []

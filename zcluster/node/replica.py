@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from zcluster import wire
-from zcluster.consensus.api import AnyMessage, ConfigChange, Consensus, InstallSnapshot, Ready
+from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
 from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
@@ -55,9 +55,20 @@ Client = bytes
 class Effects:
     """What the loop is to carry out, in this order."""
 
-    __slots__ = ("announce", "capture", "compacted", "digest", "messages", "replies", "snapshot_sends", "writes")
+    __slots__ = (
+        "announce",
+        "capture",
+        "compacted",
+        "configuration",
+        "digest",
+        "messages",
+        "replies",
+        "snapshot_sends",
+        "writes",
+    )
 
     def __init__(self) -> None:
+        self.configuration: Configuration | None = None  # who there is to be reached, from now on
         self.messages: list[tuple[ReplicaId, AnyMessage]] = []
         self.writes: list[WriteBatch] = []
         self.snapshot_sends: list[tuple[ReplicaId, SnapshotMeta]] = []
@@ -103,7 +114,7 @@ class Replica:
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
         self._reads = Reads()
-        self._changes: list[tuple[Client, int, ConfigChange]] = []  # asked for, to be proposed in this turn
+        self._changes: list[tuple[Client, int, members.Request]] = []  # asked for, to be proposed in this turn
         self._after_persist = KeptMessages()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
@@ -290,6 +301,8 @@ class Replica:
 
     def _take_ready(self, ready: Ready, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         out = self._out
+        if ready.configuration is not None:
+            out.configuration = ready.configuration
         if ready.messages:
             for to, message in ready.messages:
                 if type(message) is InstallSnapshot:
@@ -377,7 +390,7 @@ class Replica:
 
     def _answer_read(self, read: Read) -> None:
         client, request, asked = read
-        if not isinstance(asked, ConfigChange):
+        if not isinstance(asked, members.Request):
             self._reply(client, wire.RESULT, request, self.machine.query(asked))
         elif members.is_done(asked, self._configuration):
             self._reply(client, wire.RESULT, request, members.encode_configuration(self._configuration))
@@ -465,7 +478,7 @@ class Replica:
 
     def _take_membership(self, client: Client, request: int, body: bytes) -> None:
         try:
-            change = members.decode_change(body)
+            asked = members.decode_request(body)
         except InvalidInput as error:
             self._fail(client, request, str(error))
             return
@@ -474,7 +487,7 @@ class Replica:
         elif self._reads.full:
             self._reply(client, wire.BUSY, request, wire.encode(["too many reads are waiting"]))
         else:
-            self._reads.arrive(wire.LINEARIZABLE, (client, request, change))
+            self._reads.arrive(wire.LINEARIZABLE, (client, request, asked))
 
     def _reply(self, client: Client, kind: int, request: int, body: bytes) -> None:
         self._out.replies.append((client, wire.pack_head(kind, request), body))

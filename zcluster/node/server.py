@@ -20,9 +20,9 @@ import msgspec
 import zmq
 
 from zcluster import wire
-from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec
+from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec, load_spec
 from zcluster.consensus.api import AnyMessage
-from zcluster.errors import InvalidInput, NotLeader, StorageError
+from zcluster.errors import Error, InvalidInput, NotLeader, StorageError
 from zcluster.machines.api import Machine
 from zcluster.node import status
 from zcluster.node.deaths import DeathWatch, RuledPeers
@@ -39,7 +39,7 @@ from zcluster.transport.faults import FaultyNetwork, decode_order
 from zcluster.transport.peers import Envelope, PeerLinks
 from zcluster.transport.sockets import Security, serve_authentication
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import MS, NEVER, Index, Nanoseconds, SnapshotMeta
+from zcluster.types import MS, NEVER, Configuration, Index, Nanoseconds, SnapshotMeta
 
 PEERS_A_TURN: Final = 512
 CLIENTS_A_TURN: Final = 1024
@@ -47,6 +47,7 @@ LATE: Final[Nanoseconds] = 100 * MS  # woken this much too late: the process, or
 HANDOVER_MAX: Final[Nanoseconds] = 400 * MS
 CAPTURE_REST: Final = 2  # times as long as a slice of a checkpoint took, the loop is for everything else
 STOP_MAX: Final[Nanoseconds] = 5000 * MS
+LOOK_AGAIN: Final[Nanoseconds] = 500 * MS
 
 
 def monotonic() -> Nanoseconds:
@@ -114,6 +115,8 @@ class Server:
         self._digest: tuple[Index, Iterator[str | None]] | None = None
         self._digest_at: Nanoseconds = NEVER
         self._maintaining = True
+        self._configuration = Configuration()  # in force, as far as it has changed in this life
+        self._strangers_at: Nanoseconds = NEVER  # when to look again for members whose address is not known
         self._persisted_seq = self._submitted_seq = 0
         self._stuck_since: Nanoseconds = NEVER  # nothing submitted has become durable since
         self._stopping = False
@@ -129,8 +132,7 @@ class Server:
         """Serve until SIGTERM or SIGINT, then stop cleanly."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        others = {n.replica_id: n.name for n in self._spec.nodes if n.replica_id != self._me.sender}
-        self._peers.connect({replica: self._spec.endpoint(name, PEER) for replica, name in others.items()})
+        self._connect_peers()
         try:
             self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
             while not self._stopping:
@@ -139,6 +141,29 @@ class Server:
             self._stop()
         finally:
             self._close()
+
+    def _connect_peers(self) -> None:
+        """Links to every node of the description, members or not: who is added is reached when its address is known."""
+        others = {n.replica_id: n.name for n in self._spec.nodes if n.replica_id != self._me.sender}
+        self._peers.connect({replica: self._spec.endpoint(name, PEER) for replica, name in others.items()})
+
+    def _meet_members(self, configuration: Configuration) -> None:
+        """Read the description again where it is older than the configuration: it was written before the change."""
+        members = {*configuration.voters, *configuration.learners}
+        if members <= {n.replica_id for n in self._spec.nodes}:
+            self._strangers_at = NEVER
+            return
+        self._strangers_at = monotonic() + LOOK_AGAIN
+        try:
+            fresh = load_spec(self._spec.directory)
+        except (Error, OSError) as error:
+            journal(self._node, f"cannot learn of new members: {error}")
+            return
+        if (self._node, self._me.sender) in {(n.name, n.replica_id) for n in fresh.nodes}:
+            self._spec = fresh
+            self._connect_peers()
+        if members <= {n.replica_id for n in self._spec.nodes}:
+            self._strangers_at = NEVER
 
     def _on_signal(self, signum: int, frame: object) -> None:
         self._stopping = True
@@ -235,6 +260,11 @@ class Server:
             replica.deadline(now)
 
     def _carry_out(self, out: Effects) -> None:
+        if out.configuration is not None:
+            self._configuration = out.configuration
+            self._meet_members(out.configuration)
+        elif self._strangers_at < NEVER and monotonic() >= self._strangers_at:
+            self._meet_members(self._configuration)
         replies_first = not out.writes  # nobody's disk waits for these messages, but clients wait for their answers
         if replies_first:
             self._send_replies(out.replies)

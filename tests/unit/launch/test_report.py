@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.config import JOINING, LEAVING, ClusterSpec, NodeSpec, make_settings
 from zcluster.launch import report
 
 
@@ -187,3 +187,44 @@ def test_a_file_that_vanishes_while_a_directory_is_measured_hides_no_other(
 
     monkeypatch.setattr(os, "scandir", Late)
     assert report.directory_bytes(str(tmp_path)) == whole * 2 // 3
+
+
+def with_membership(found: dict[str, dict[str, Any]], voters: list[int], index: int = 5) -> dict[str, dict[str, Any]]:
+    for name, answer in found.items():
+        if name != "router":
+            answer |= {"voters": voters, "learners": [], "configuration_index": index}
+    return found
+
+
+def test_a_learner_is_shown_as_one_and_does_not_count_for_the_quorum(spec: ClusterSpec) -> None:
+    nodes = (*spec.nodes[:2], NodeSpec("n3", 4, JOINING))
+    joining = msgspec.structs.replace(spec, nodes=nodes)
+    told = supervisor() | {"change": {"nodes": 3, "text": "n3 catches up"}}
+    status = report.describe(joining, told, with_membership(answers(), [1, 2]))
+    assert [node["role"] for node in status["nodes"]] == ["leader", "follower", "learner"]
+    assert (status["state"], status["quorum"], status["voters"]) == ("degraded", True, ["n1", "n2"])
+    assert "it is to have 3 nodes: n3 catches up" in status["problems"]
+    assert "n3 is a learner: it votes once it has caught up" in status["problems"]
+    alone = {name: answer for name, answer in answers().items() if name != "n2"}
+    assert report.describe(joining, told, with_membership(alone, [1, 2]))["state"] == "no_quorum"
+
+
+def test_who_votes_is_what_the_latest_configuration_says(spec: ClusterSpec) -> None:
+    found = with_membership(answers(), [1, 2, 3])
+    found["n2"] |= {"voters": [1, 2], "configuration_index": 4}
+    assert report.find_voters(spec, found) == [1, 2, 3]
+    assert report.find_voters(spec, {}) == [1, 2, 3]
+
+
+def test_a_node_on_its_way_out_is_no_problem_of_its_own(spec: ClusterSpec) -> None:
+    leaving = msgspec.structs.replace(spec, nodes=(*spec.nodes[:2], NodeSpec("n3", 3, LEAVING)))
+    told = supervisor() | {"change": {"nodes": 2, "text": "n3 is removed"}}
+    status = report.describe(leaving, told, with_membership(answers(), [1, 2]))
+    assert [node["role"] for node in status["nodes"]] == ["leader", "follower", "leaving"]
+    assert status["problems"] == ["it is to have 2 nodes: n3 is removed"]
+
+
+def test_lost_data_are_not_started_again_but_wiped(spec: ClusterSpec) -> None:
+    refused = supervisor(n1="FormatTooNew: of a newer zcluster", n2="the data of n2 are missing: `start n2 --wipe`")
+    fixes = report.describe(spec, refused, silent("n1", "n2"))["fix"]
+    assert fixes[1] == f"zcluster -c {spec.directory} start n2 --wipe"
