@@ -72,7 +72,8 @@ class WriteBatch(msgspec.Struct, frozen=True):
 
     `seq` grows by one a batch; the store acknowledges "all up to seq". `snapshot`: a received checkpoint, already
     complete in a file beside the others, takes the place of the log up to its index (of the whole log where the
-    entry at that index is absent or has another epoch).
+    entry at that index is absent or has another epoch). `sound`: what an earlier power cut may have taken from the log
+    is here again (Paxos; Raft's log shows it by its epochs).
     """
 
     seq: int
@@ -82,6 +83,7 @@ class WriteBatch(msgspec.Struct, frozen=True):
     snapshot: SnapshotMeta | None = None
     incarnation: int | None = None
     repair: bool | None = None
+    sound: bool = False
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -162,6 +162,10 @@ class Core(ABC):
         """More may be on disks than before."""
 
     @abstractmethod
+    def _commit_through(self, index: Index) -> None:
+        """A follower learns that everything up to `index`, which it holds, is committed."""
+
+    @abstractmethod
     def _refuse(self, sender: ReplicaId) -> None:
         """Tell the leader of an older term that it was deposed."""
 
@@ -381,7 +385,7 @@ class Core(ABC):
         if not self._follow(sender, message.term):
             return
         # Capped once more: a heartbeat for a former life of this replica proves nothing about this log.
-        self.commit_index = max(self.commit_index, min(message.commit_index, self.matched_index))
+        self._commit_through(min(message.commit_index, self.matched_index))
         if message.quorum_commit and self.quorum_time < message.quorum_time <= self.now:
             self.quorum_time, self.quorum_commit = message.quorum_time, message.quorum_commit
         if message.repaired and self.repair and message.incarnation == self.incarnation:
