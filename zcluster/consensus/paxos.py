@@ -191,6 +191,7 @@ class Paxos(Core):
     # -- roles --------------------------------------------------------------------------------------------------------
 
     def _become_follower(self, term: Term) -> None:
+        before = self.term
         if self.leadership is not None:
             self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
             self.leadership = None
@@ -199,7 +200,7 @@ class Paxos(Core):
         if term > self.term:
             self._set_hard_state(term, ballots.proposer_of(term))
             self.leader = NO_REPLICA
-            self._match()
+        self._match(0 if term > before else self.matched_index)
         self.role = FOLLOWER
         self.preparation = None
         self.votes = Votes()

@@ -81,9 +81,11 @@ class Proposer(Leadership):
         """Returns whether more may be chosen than before."""
         progress, last_index = self.progress[sender], self._log.last_index
         ended = progress.note_repair(message.repair, self._repair_target())
-        if max(message.through, message.last) > last_index:
+        if message.last > last_index:
             return ended  # nonsense
-        moved = progress.accepted(message.through, now)
+        # One that has learned of slots of a later configuration is past everything that is proposed here.
+        through = min(message.through, last_index)
+        moved = progress.accepted(through, now)
         if message.last > progress.match_index:
             beyond = self._beyond.setdefault(sender, set())
             beyond.update(range(max(message.first, progress.match_index + 1), message.last + 1))
@@ -92,8 +94,8 @@ class Proposer(Leadership):
             left = {index for index in self._beyond.pop(sender) if index > progress.match_index}
             if left:
                 self._beyond[sender] = left
-        if message.missing and progress.state == REPLICATE and message.through == progress.match_index:
-            progress.become_probe(message.through + 1, now)
+        if message.missing and progress.state == REPLICATE and through == progress.match_index:
+            progress.become_probe(through + 1, now)
         if progress.next_index <= last_index:
             self.replication_due = True
         return moved or ended

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.consensus import test_raft_faults as raft
-from tests.unit.consensus.paxos_network import SlotDisk, paxos_network
-from zcluster.types import MS
+from tests.unit.consensus.paxos_network import paxos_network
+from zcluster.consensus import ballots
 
 SEEDS = range(40)
 
@@ -20,6 +20,12 @@ class Faults(raft.Faults):
 
     def draw_settings(self, **settings: Any) -> Any:
         return super().draw_settings(accept_quorum=self.rng.choice([0, 0, 0, 1, 2, 4]), **settings)
+
+    def damage(self) -> None:
+        """Where phase 1 needs every acceptor, a damaged one leaves nobody who could repair it."""
+        voters = len(self.network.nodes)
+        if ballots.prepare_quorum(voters, self.network.settings.accept_quorum) < voters:
+            super().damage()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
