@@ -53,6 +53,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     repair: bool = False  # damaged: no vote, no candidacy until verified by a leader
     suspect_after: Term | None = None  # weak durability after a power cut: what was acknowledged in terms up to this
     # one may be missing; see `election.Votes`
+    chosen: Index = 0  # Paxos: what `entries` hold up to here is chosen
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
     hold_votes: bool = False  # prior state: a former life may have promised a leader one election timeout of patience
     stopped_at: Nanoseconds = NEVER  # when that life had certainly ended, on this clock; the promise is not younger

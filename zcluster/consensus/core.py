@@ -91,7 +91,6 @@ class Core(ABC):
         snapshot = recovered.snapshot
         self.snapshot = snapshot
         self.log = log
-        assert self.log.last_term <= recovered.hard_state.term, "the log is ahead of the term on disk"
         self.term: Term = recovered.hard_state.term
         self.voted_for: ReplicaId = recovered.hard_state.voted_for
         self.writes = writes
@@ -261,9 +260,10 @@ class Core(ABC):
                 leadership.replicate(self._outbox.messages, self.commit_index, self.snapshot, self.now)
         write = self.writes.take(self.log)
         committed: list[Entry] = []
-        if self.handed_index < self.commit_index:
+        limit = self._may_hand_out()
+        if self.handed_index < limit:
             bytes_max = COMMITTED_BATCHES_MAX * self.settings.batch_bytes_max
-            committed = self.log.slice(self.handed_index + 1, self.commit_index + 1, bytes_max)
+            committed = self.log.slice(self.handed_index + 1, limit + 1, bytes_max)
             self.handed_index = committed[-1].index
         configuration = None
         if self.membership.current is not self._reported_configuration:
@@ -273,6 +273,10 @@ class Core(ABC):
             return None
         self._outbox = Outbox()
         return outbox.ready(self.writes.seq, write, committed, configuration)
+
+    def _may_hand_out(self) -> Index:
+        """Up to where entries may be given to the state machine."""
+        return self.commit_index
 
     def status(self) -> Status:
         current = self.membership.current

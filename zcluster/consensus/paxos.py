@@ -111,8 +111,12 @@ class Paxos(Core):
         writes = SlotWrites(recovered.hard_state)
         super().__init__(replica_id, incarnation, settings, recovered, slots, writes, rng, now)
         assert slots.highest_ballot <= self.term, "a ballot is on disk that was never promised"
+        if slots.base_term > self.term:  # a checkpoint came from a replica that had promised more
+            self._set_hard_state(slots.base_term, ballots.proposer_of(slots.base_term))
+        self._offered: set[ReplicaId] = set()
         self.preparation: Preparation | None = None
         self.heard_of = self.term
+        self._commit_through(min(recovered.chosen, slots.last_index))
         self._match()
         # A change that was chosen, though this replica does not know it, made others voters.
         known = [self.membership.current, *members.configurations_in(slots.held_after(self.commit_index))]
@@ -134,7 +138,7 @@ class Paxos(Core):
         index = self.log.last_index + 1
         configuration = members.changed(self.membership.current, change, index)
         self._append(proposer, KIND_CONFIG, members.encode(configuration))
-        proposer.stop_at = index
+        proposer.stop(index)
         return index
 
     def persisted(self, seq: int, now: Nanoseconds) -> None:
@@ -147,6 +151,10 @@ class Paxos(Core):
         elif preparation is not None and self.writes.durable_hard_state.term == preparation.ballot:
             preparation.votes.count(self.id, True, self._is_suspect())
             self._maybe_lead(preparation)
+
+    def snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
+        self._offered.discard(replica)
+        super().snapshot_status(replica, ok, now)
 
     # -- who may speak ------------------------------------------------------------------------------------------------
 
@@ -296,7 +304,7 @@ class Paxos(Core):
             proposer.replication_due = True
         if values and values[-1].kind == KIND_CONFIG:
             self.log.part_at(values[-1].index)
-            proposer.stop_at = values[-1].index
+            proposer.stop(values[-1].index)
         else:
             proposer.open(self._append(proposer, KIND_NOOP, b""))
 
@@ -320,12 +328,22 @@ class Paxos(Core):
             ballots.number_of(message.term) > ballots.number_of(self.term)
             and not self.repair
             and not self._is_bound(sender)
-            and message.commit_index >= self.log.base_index
+            and not self._leaves_behind(sender, message.commit_index + 1)
         )
         if granted and self.patience.hurried:
             self._give_way_to(sender, message)
         suspect = granted and self._is_suspect()
         self._outbox.messages.append((sender, TrialPromise(message.term, granted, self.term, suspect)))
+
+    def _leaves_behind(self, candidate: ReplicaId, first: Index) -> bool:
+        """Whether the candidate lacks chosen values that are forgotten here. It is sent the checkpoint that has them,
+        if nobody leads who would do it: what is chosen is chosen, whoever tells."""
+        if first > self.log.base_index:
+            return False
+        if self.leader == NO_REPLICA and self.snapshot is not None and candidate not in self._offered:
+            self._offered.add(candidate)
+            self._outbox.messages.append((candidate, InstallSnapshot(self.term, self.snapshot)))
+        return True
 
     def _give_way_to(self, sender: ReplicaId, message: TrialPrepare) -> None:
         """Two survivors with the same proof would outbid each other: the more complete goes first, or the lower id."""
@@ -341,7 +359,7 @@ class Paxos(Core):
 
     def _handle_prepare(self, sender: ReplicaId, message: Prepare) -> None:
         bound = self._is_bound(sender) and not self._lets_go(message.transfer)
-        behind = message.first <= self.log.base_index
+        behind = self._leaves_behind(sender, message.first)
         refused = (
             ballots.proposer_of(message.term) != sender
             or message.term < self.term
@@ -388,6 +406,7 @@ class Paxos(Core):
         elif not _are_configurations_sane(message.entries):
             return
         elif preparation.report(sender, message):
+            self.election_at = max(self.election_at, self.now + self.patience.timeout())
             self._outbox.messages.append((sender, preparation.request(sender)))
             return
         self._maybe_lead(preparation)
@@ -449,19 +468,25 @@ class Paxos(Core):
         box.append((proposer, Accepted(self.term, through, first, last, missing, self.repair)))
 
     def _handle_install_snapshot(self, sender: ReplicaId, message: InstallSnapshot) -> None:
-        """The checkpoint's file is complete and synced here; take it over unless more is chosen here already."""
-        if not self._follow(sender, message.term):
-            return
+        """The checkpoint's file is complete and synced here; take it over unless more is chosen here already. It need
+        not come from the proposer."""
         meta = message.meta
+        follows = ballots.proposer_of(message.term) == sender and self._follow(sender, message.term)
+        if self.is_leader:
+            return  # phase 1 has found whatever it is in there
+        if meta.epoch > self.term or self.role != FOLLOWER:
+            self._become_follower(max(meta.epoch, self.term))  # a phase 1 from an earlier slot on is void
         if meta.index > self.commit_index:
             self.log.install(meta.index, meta.epoch)
             self.writes.covered(meta, self.log.held_after(meta.index))
             self.membership.replaced(meta.index, meta.configuration)
             self.snapshot = meta
             self.commit_index = self.handed_index = meta.index
+            self.writes.chosen(meta.index)
             self._match(self.matched_index)
             self._configuration_in_force()
-        self._acknowledge(sender, 0, 0)
+        if follows:
+            self._acknowledge(sender, 0, 0)
 
     def _commit_through(self, index: Index) -> None:
         """Slots up to `index` are chosen, and the chosen values are here. Changes among them take effect."""
@@ -469,6 +494,7 @@ class Paxos(Core):
         if index <= before:
             return
         self.commit_index = index
+        self.writes.chosen(index)
         changes: list[Configuration] = []
         for slot in range(before + 1, index + 1):
             entry = self.log.get(slot)
@@ -495,17 +521,23 @@ class Paxos(Core):
         proposer = self.leadership
         assert proposer is leadership and proposer is not None
         index = proposer.chosen_index()
-        if index <= self.commit_index:
-            return
-        self._commit_through(index)
-        proposer.committed(self.now)
-        if self.leadership is None or self.commit_index < proposer.stop_at or self.preparation is not None:
-            return
-        if not self._may_stand():
+        if index > self.commit_index:
+            self._commit_through(index)
+            proposer.committed(self.now)
+            if 0 < proposer.stop_at <= self.commit_index:
+                proposer.stop_at = 0
+                if proposer.opening:
+                    proposer.seal = self._append(proposer, KIND_NOOP, b"")
+                else:
+                    self._prepare_behind()
+        if proposer.seal and proposer.is_sealed() and not self._may_stand():
             self._retire(proposer)
-        elif not proposer.opening and proposer.stop_at:
-            proposer.stop_at = 0
-            self._prepare_behind()
+
+    def _may_hand_out(self) -> Index:
+        proposer = self.leadership
+        if proposer is None or not proposer.change:
+            return self.commit_index
+        return min(self.commit_index, proposer.change - 1)
 
     def _prepare_behind(self) -> None:
         """The change that phase 1 found is chosen: do it again behind it, with the acceptors of the new configuration.

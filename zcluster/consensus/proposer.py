@@ -27,9 +27,12 @@ from zcluster.types import NEVER, Entry, Index, Nanoseconds, ReplicaId, Term
 class Proposer(Leadership):
     """opening: slot of the no-op that opens the ballot; 0 while the slots of an older configuration are being settled,
     and phase 1 goes on behind them. stop_at: nothing is proposed behind this slot until it is chosen (0: nothing
-    stops)."""
+    stops). change, seal: the slot of a change of the configuration, and of the first value behind it. Once an accept
+    quorum of the new configuration has the seal, and with it, on disk, the knowledge of the change, the old
+    configuration is not needed any more; before that, nobody is told of the change. 0: none.
+    """
 
-    __slots__ = ("_beyond", "opening", "stop_at")
+    __slots__ = ("_beyond", "change", "opening", "seal", "stop_at")
 
     def __init__(
         self,
@@ -43,15 +46,29 @@ class Proposer(Leadership):
         super().__init__(replica_id, term, settings, log, membership, writes)
         self.opening: Index = 0
         self.stop_at: Index = 0
+        self.change: Index = 0
+        self.seal: Index = 0
         self.term_start = NEVER
         self._beyond: dict[ReplicaId, set[Index]] = {}
 
     def open(self, index: Index) -> None:
         """Phase 1 is complete: everything before `index` is recovered, from there on the values are new."""
         self.opening = self.term_start = index
-        self.stop_at = 0
+        self.seal = index if self.change else 0
         for progress in self.progress.values():
             progress.repair_target = None  # what a damaged acceptor must have again is known only now
+
+    def stop(self, change: Index) -> None:
+        """`change` is proposed; wait for it."""
+        self.stop_at = change
+        self.change = self.change or change
+
+    def is_sealed(self) -> bool:
+        """Whether the last change has just become known to as many as it takes."""
+        if not self.seal or self.majority_index() < self.seal:
+            return False
+        self.change = self.seal = 0
+        return True
 
     def chosen_index(self) -> Index:
         """The end of the row of chosen slots."""

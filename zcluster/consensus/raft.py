@@ -68,6 +68,7 @@ class Raft(Core):
     ) -> None:
         snapshot = recovered.snapshot
         log = Log.recover(snapshot, recovered.entries)
+        assert log.last_term <= recovered.hard_state.term, "the log is ahead of the term on disk"
         writes = Writes(recovered.hard_state, log.last_index)
         super().__init__(replica_id, incarnation, settings, recovered, log, writes, rng, now)
         first = log.first_index if snapshot is None else max(log.first_index, snapshot.index + 1)

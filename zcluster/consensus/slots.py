@@ -49,9 +49,8 @@ class Slots(Log):
 
     @property
     def highest_ballot(self) -> Term:
-        """Of all slots above the base."""
-        above = [*self.tail(self.first_index), *self.scattered.values()]
-        return max([self.base_term, *(entry.epoch for entry in above)])
+        """Of all slots above the base; 0 without any."""
+        return max((entry.epoch for entry in self.held_after(self.base_index)), default=0)
 
     def get(self, index: Index) -> Entry | None:
         """What the slot holds; `index` > base_index."""
@@ -140,6 +139,10 @@ class SlotWrites(Writes):
         another ballot at the checkpoint's index drops the rest of its log."""
         self._snapshot = meta
         self._accepted = list(above)
+
+    def chosen(self, index: Index) -> None:
+        """What is written with or before the next batch holds what is chosen up to `index`."""
+        self._chosen = index
 
     def sound(self) -> None:
         self._sound = True

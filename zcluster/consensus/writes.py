@@ -32,6 +32,7 @@ class Writes:
     """`hard_state` is the one in force; `durable_hard_state` the last one known on disk."""
 
     __slots__ = (
+        "_chosen",
         "_handed_hard_state",
         "_outstanding",
         "_repair",
@@ -56,6 +57,7 @@ class Writes:
         self._snapshot: SnapshotMeta | None = None
         self._repair: bool | None = None
         self._sound = False
+        self._chosen: Index = 0  # goes with the next write, but is no reason for one
         self._outstanding: deque[_Outstanding] = deque()
 
     def truncated(self, last_kept: Index) -> None:
@@ -100,11 +102,13 @@ class Writes:
             self._snapshot,
             repair=self._repair,
             sound=self._sound,
+            chosen=self._chosen,
         )
         self._outstanding.append(_Outstanding(self.seq, self.hard_state, last_index))
         self._handed_hard_state = self.hard_state
         self._truncate_after = self._snapshot = self._repair = None
         self._sound = False
+        self._chosen = 0
         self.unwritten_from = last_index + 1
         return batch
 

@@ -26,7 +26,7 @@ from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk
 from zcluster.storage.recover import RecoveredStore, Store, open_store
 from zcluster.storage.writer import Completion
-from zcluster.types import MS, NEVER, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
+from zcluster.types import MS, NEVER, PAXOS, Configuration, Identity, Nanoseconds, SnapshotMeta, WriteBatch
 
 REAR_DELAY: Nanoseconds = 5 * MS  # measured, one caller: 10 to 15 % off a write; with 3 ms two thirds of that
 
@@ -68,7 +68,9 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             "part again under this identity. The other nodes go on without it."
         )
-    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
+    # In Paxos a checkpoint may come from a replica that has promised more than this one ever had.
+    exact = store.identity.engine != PAXOS
+    if exact and found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term:
         raise Refused(
             f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
             f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
@@ -166,6 +168,7 @@ def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
         entries=found.entries,
         repair=found.repair,
         suspect_after=found.suspect_after,
+        chosen=found.chosen,
         bootstrap=found.fresh,
         hold_votes=not found.fresh,
         stopped_at=ended_at,

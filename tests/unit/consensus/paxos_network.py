@@ -9,9 +9,10 @@ import msgspec
 
 from tests.unit.consensus.network import Disk, Network, Node, Oracle
 from zcluster.consensus import ballots
+from zcluster.consensus import membership as members
 from zcluster.consensus.api import Recovered
 from zcluster.consensus.paxos import Paxos
-from zcluster.types import Entry, WriteBatch
+from zcluster.types import KIND_CONFIG, Entry, WriteBatch
 
 
 class SlotDisk(Disk):
@@ -21,6 +22,7 @@ class SlotDisk(Disk):
         super().__init__(*arguments)
         self.accepted: set[tuple[int, int]] = set()
         self.sound = True
+        self.chosen = 0
 
     def apply(self, batch: WriteBatch) -> None:
         assert batch.truncate_after is None, "nothing that was accepted is ever cut off"
@@ -31,10 +33,11 @@ class SlotDisk(Disk):
         assert all(entry.epoch <= self.hard_state.term for entry in batch.entries), "accepted, but not promised"
         self.accepted.update((entry.index, entry.epoch) for entry in batch.entries)
         self.sound |= batch.sound
+        self.chosen = max(self.chosen, batch.chosen)
 
     def recovered(self, **flags: Any) -> Recovered:
         entries = [self.entries[index] for index in sorted(self.entries)]
-        return msgspec.structs.replace(super().recovered(**flags), entries=entries)
+        return msgspec.structs.replace(super().recovered(**flags), entries=entries, chosen=self.chosen)
 
 
 class SlotOracle(Oracle):
@@ -96,9 +99,10 @@ class SlotOracle(Oracle):
 
     def _check_chosen(self, network: Network, node: Node, entry: Entry) -> None:
         """A quorum of the configuration that the slot belongs to has had one ballot's value on disk."""
-        core = node.core
-        assert core is not None
-        voters = core.membership.at(max(entry.index - 1, core.log.base_index)).voters
+        voters = next(iter(network.nodes.values())).disk.configuration.voters
+        for index in sorted(self.committed):
+            if index < entry.index and self.committed[index].kind == KIND_CONFIG:
+                voters = members.decode(self.committed[index]).voters
         holders: dict[int, set[int]] = {}
         for voter in voters:
             for slot, ballot in getattr(network.nodes[voter].disk, "accepted", ()):
