@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from zcluster.config import FORMAT, ClusterSpec
+from zcluster.consensus import ENGINES, EngineClass
 from zcluster.consensus.api import Recovered
 from zcluster.consensus.api import Settings as CoreSettings
-from zcluster.consensus.raft import Raft
 from zcluster.errors import StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
@@ -127,12 +127,12 @@ def new_replica(
     now: Nanoseconds,
     *,
     settings: CoreSettings | None = None,
-    core_class: type[Raft] = Raft,
+    core_class: EngineClass | None = None,
 ) -> Replica:
     """The consensus core as the disk remembers it, and the replica around it."""
     replica_id = store.identity.replica_id
     initial = Configuration(voters=store.identity.voters)
-    core = core_class(
+    core = (core_class or ENGINES[spec.settings.engine])(
         replica_id,
         incarnation,
         settings or core_settings(spec),

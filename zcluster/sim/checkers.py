@@ -27,8 +27,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from zcluster import wire
 from zcluster.consensus import invariants
 from zcluster.consensus.api import AnyMessage, AppendReply, VoteReply, VoteRequest
-from zcluster.consensus.core import LEADER
-from zcluster.consensus.raft import Raft
+from zcluster.consensus.core import LEADER, Core
 from zcluster.machines.api import Machine
 from zcluster.sim.reference import Model
 from zcluster.sim.world import Violation, World
@@ -86,7 +85,7 @@ class Shadow:
         self.highest: Index = 0  # ever acknowledged in this life
         self.snapshot_index: Index = 0
         self.acknowledged: tuple[Term, Index] = (0, 0)  # told to the leader of that term
-        self.core: Raft | None = None  # while the process runs
+        self.core: Core | None = None  # while the process runs
         self.repair = False
         self.pending: list[WriteBatch] = []
         self.before: invariants.Summary | None = None
@@ -260,7 +259,7 @@ class Checkers:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def stepped(self, replica: ReplicaId, core: Raft) -> None:
+    def stepped(self, replica: ReplicaId, core: Core) -> None:
         """After every turn."""
         shadow = self.shadows[replica]
         before = shadow.before
@@ -282,7 +281,7 @@ class Checkers:
         if after.commit_index > shadow.committed:
             self._commit(replica, core, shadow, after)
 
-    def _elected(self, replica: ReplicaId, core: Raft) -> None:
+    def _elected(self, replica: ReplicaId, core: Core) -> None:
         term = core.term
         self.elections += 1
         known = self.leaders.setdefault(term, replica)
@@ -315,7 +314,7 @@ class Checkers:
     def exited(self, replica: ReplicaId) -> None:
         self.shadows[replica].core = None
 
-    def _commit(self, replica: ReplicaId, core: Raft, shadow: Shadow, after: invariants.Summary) -> None:
+    def _commit(self, replica: ReplicaId, core: Core, shadow: Shadow, after: invariants.Summary) -> None:
         log = core.log
         if after.role == LEADER and log.term(after.commit_index) != after.term:
             raise Violation(

@@ -18,8 +18,10 @@ import msgspec
 
 from zcluster import wire
 from zcluster.config import ClusterSpec
+from zcluster.consensus import EngineClass
 from zcluster.consensus.api import AnyMessage, InstallSnapshot
 from zcluster.consensus.api import Settings as CoreSettings
+from zcluster.consensus.core import Core
 from zcluster.consensus.raft import Raft
 from zcluster.errors import Corrupt, StorageError, WrongCluster
 from zcluster.machines.api import Machine
@@ -53,7 +55,7 @@ class Options(msgspec.Struct, kw_only=True):
 
     spec: ClusterSpec
     core: CoreSettings
-    core_class: type[Raft] = Raft
+    core_class: EngineClass = Raft
     new_machine: Callable[[ClusterSpec], Machine] = start.new_machine
     service: Nanoseconds = MS // 10
     disk: tuple[Nanoseconds, Nanoseconds] = (MS // 10, MS // 2)
@@ -154,9 +156,9 @@ class Cluster:
     def lives(self) -> list[Life]:
         return [node.life for node in self.nodes.values() if node.life is not None]
 
-    def core(self, life: Life) -> Raft:
+    def core(self, life: Life) -> Core:
         core = life.replica.core
-        assert isinstance(core, Raft)
+        assert isinstance(core, Core)
         return core
 
     def _now(self, node: Node) -> Nanoseconds:

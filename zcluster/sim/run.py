@@ -20,7 +20,9 @@ import msgspec
 
 from zcluster import wire
 from zcluster.config import FORMAT, ClusterSpec, NodeSpec, Settings
+from zcluster.consensus import EngineClass
 from zcluster.consensus.api import Settings as CoreSettings
+from zcluster.consensus.paxos import Paxos
 from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
@@ -29,10 +31,11 @@ from zcluster.sim.clients import Load, SimulatedClient
 from zcluster.sim.cluster import Cluster, Options, client_endpoint
 from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
 from zcluster.sim.network import Network
+from zcluster.sim.paxos_checkers import PaxosCheckers
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import KeyValueModel
 from zcluster.sim.world import START, Violation, World
-from zcluster.types import MS, Nanoseconds
+from zcluster.types import MS, PAXOS, RAFT, Nanoseconds
 
 LIVENESS_TIMEOUTS: Final = 40
 """Election timeouts after the healing within which everything must be well; clients' longest pause comes on top."""
@@ -54,7 +57,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[int, ...] | None = None
     span: Nanoseconds = 0  # of the safety phase; 0: drawn
     calm: bool = False  # light load, no faults: for measuring
-    core_class: type[Raft] = Raft
+    core_class: EngineClass = Raft
     new_machine: Callable[[ClusterSpec], Machine] = new_machine
     check_history: HistoryCheck | None = None
 
@@ -89,11 +92,12 @@ class Run:
             self.election_timeout, durability = 600 * MS, "fsync"
         self.drifts = not case.calm and CLOCK in case.groups and draw.random() < 0.15
         self.weak = durability != "fsync"
-        spec = _spec(case.seed, count, durability, self.election_timeout, draw)
+        spec = _spec(case, count, durability, self.election_timeout, draw)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
+        checkers = PaxosCheckers if issubclass(case.core_class, Paxos) else Checkers
+        self.checkers = checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
@@ -290,10 +294,11 @@ def run_case(case: Case) -> Outcome:
     return Run(case).run()
 
 
-def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds, draw: Random) -> ClusterSpec:
+def _spec(case: Case, count: int, durability: str, election_timeout: Nanoseconds, draw: Random) -> ClusterSpec:
     """A cluster as `up` would describe it, but with small segments and checkpoints so that they roll often."""
     settings = Settings(
         nodes=count,
+        engine=PAXOS if issubclass(case.core_class, Paxos) else RAFT,
         durability=durability,
         election_timeout_ms=election_timeout // MS,
         heartbeat_ms=election_timeout // MS // 4,
@@ -305,7 +310,7 @@ def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds,
     return ClusterSpec(
         format=FORMAT,
         name="simulated",
-        cluster_id=f"simulated-{seed}",
+        cluster_id=f"simulated-{case.seed}",
         settings=settings,
         nodes=tuple(NodeSpec(f"n{i}", i) for i in range(1, count + 1)),
         socket_directory="/nowhere",
