@@ -61,6 +61,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     new_machine: Callable[[ClusterSpec], Machine] = new_machine
     check_history: HistoryCheck | None = None
 
+    @property
+    def engine(self) -> str:
+        return PAXOS if issubclass(self.core_class, Paxos) else RAFT
+
 
 class Outcome(msgspec.Struct, kw_only=True):
     """What came of a run. schedule: the faults as drawn (those that were kept); recent: the last events in words."""
@@ -96,7 +100,7 @@ class Run:
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        checkers = PaxosCheckers if issubclass(case.core_class, Paxos) else Checkers
+        checkers = PaxosCheckers if case.engine == PAXOS else Checkers
         self.checkers = checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
         self.checkers.leases = not self.drifts
         self.promises = Promises(self.world, self.checkers)
@@ -298,7 +302,7 @@ def _spec(case: Case, count: int, durability: str, election_timeout: Nanoseconds
     """A cluster as `up` would describe it, but with small segments and checkpoints so that they roll often."""
     settings = Settings(
         nodes=count,
-        engine=PAXOS if issubclass(case.core_class, Paxos) else RAFT,
+        engine=case.engine,
         durability=durability,
         election_timeout_ms=election_timeout // MS,
         heartbeat_ms=election_timeout // MS // 4,
