@@ -10,6 +10,7 @@ import click
 from zcluster.cli.context import App, pass_app
 from zcluster.cli.duration import DURATION, seconds_text
 from zcluster.cli.main import verb
+from zcluster.config import ENGINES
 
 if TYPE_CHECKING:
     from zcluster.sim.many import Found, Report
