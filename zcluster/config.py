@@ -29,7 +29,7 @@ from zcluster.errors import FormatTooNew, InvalidInput, NotRunning, PathTooLong
 
 FORMAT: Final = 1
 IPC_PATH_BYTES_MAX: Final = 107
-ENGINES: Final = ("raft",)
+ENGINES: Final = ("raft", "paxos")
 BALANCERS: Final = ("round_robin", "random", "least_loaded", "power_of_two")
 TRANSPORTS: Final = ("ipc", "tcp")
 NODES_MAX: Final = 9

@@ -24,6 +24,10 @@ NEVER: Final[Nanoseconds] = 1 << 62
 """A deadline that does not come."""
 MS: Final[Nanoseconds] = 1_000_000
 
+PAXOS: Final = "paxos"
+"""The engine, by the name it has in settings and in `identity.json`."""
+RAFT: Final = "raft"
+
 # Entry kinds. An unknown kind stops the node: it was written by a newer version.
 KIND_FRAMES: Final = 0
 KIND_NOOP: Final = 1
@@ -72,7 +76,9 @@ class WriteBatch(msgspec.Struct, frozen=True):
 
     `seq` grows by one a batch; the store acknowledges "all up to seq". `snapshot`: a received checkpoint, already
     complete in a file beside the others, takes the place of the log up to its index (of the whole log where the
-    entry at that index is absent or has another epoch).
+    entry at that index is absent or has another epoch). `sound`: what an earlier power cut may have taken from the log
+    is here again (Paxos; Raft's log shows it by its epochs). `chosen`: up to here the log, with these entries, holds
+    what will never change (Paxos; 0: nothing new to say).
     """
 
     seq: int
@@ -82,6 +88,8 @@ class WriteBatch(msgspec.Struct, frozen=True):
     snapshot: SnapshotMeta | None = None
     incarnation: int | None = None
     repair: bool | None = None
+    sound: bool = False
+    chosen: Index = 0
 
 
 class Identity(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ class Terminated(KeyboardInterrupt):
 @verb("up")
 @click.option("-n", "--nodes", type=int, metavar="N", help="Nodes (default 3).")
 @click.option("-w", "--workers", type=int, metavar="N", help="Workers a node (default 1).")
-@click.option("--engine", metavar="NAME", help="Consensus protocol: raft (default).")
+@click.option("--engine", metavar="NAME", help="Consensus protocol: raft (default) or paxos.")
 @click.option("--durability", metavar="MODE", help="fsync (default), interval:10ms, none.")
 @click.option("--balance", metavar="POLICY", help="round_robin (default), random, least_loaded, power_of_two.")
 @click.option("--transport", metavar="KIND", help="ipc (default), tcp.")

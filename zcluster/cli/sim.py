@@ -10,6 +10,7 @@ import click
 from zcluster.cli.context import App, pass_app
 from zcluster.cli.duration import DURATION, seconds_text
 from zcluster.cli.main import verb
+from zcluster.config import ENGINES
 
 if TYPE_CHECKING:
     from zcluster.sim.many import Found, Report
@@ -23,7 +24,7 @@ FAULTS: Final = "network,crash,disk,pause,clock,membership"  # said here too: he
 
 
 @verb("sim")
-@click.option("--engine", type=click.Choice(["raft"]), default="raft", help="Which consensus (default raft).")
+@click.option("--engine", type=click.Choice(ENGINES), default="raft", help="raft (default) or paxos.")
 @click.option("--nodes", type=click.IntRange(3, 7), help="Replicas (default: drawn from the seed, 3 to 7).")
 @click.option("--seeds", type=click.IntRange(1), help=f"How many seeds (default {SEEDS}; 1 with --seed).")
 @click.option("--seed", type=click.IntRange(0), help="The first seed (default 1).")
@@ -52,11 +53,18 @@ def sim(
     """
     import os
 
+    from zcluster.consensus import ENGINES as CORES
     from zcluster.sim.faults import parse_groups
     from zcluster.sim.many import run_many, seeds_from
     from zcluster.sim.run import Case
 
-    case = Case(seed=1 if seed is None else seed, nodes=nodes or 0, groups=parse_groups(faults), only=_positions(only))
+    case = Case(
+        seed=1 if seed is None else seed,
+        nodes=nodes or 0,
+        groups=parse_groups(faults),
+        only=_positions(only),
+        core_class=CORES[engine],
+    )
     number = seeds if seeds is not None else None if span is not None else SEEDS if seed is None else 1
     until = float("inf") if span is None else time.monotonic() + span
     count = processes or len(os.sched_getaffinity(0))
@@ -179,7 +187,7 @@ def _show_trace(app: App, outcome: Outcome, command: str) -> None:
 
 
 def _command(app: App, case: Case, faults: str) -> str:
-    parts = [f"{app.program} sim --engine raft --seed {case.seed}"]
+    parts = [f"{app.program} sim --engine {case.engine} --seed {case.seed}"]
     if case.nodes:
         parts.append(f"--nodes {case.nodes}")
     if faults != "all":

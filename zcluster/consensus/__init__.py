@@ -88,6 +88,8 @@ Files: `api` the contract. `raft` roles and handlers; `leadership` what one lead
 `invariants` what must always hold.
 """
 
+from typing import Final
+
 from zcluster.consensus.api import (
     ADD_LEARNER,
     PROMOTE,
@@ -112,10 +114,18 @@ from zcluster.consensus.api import (
     VoteReply,
     VoteRequest,
 )
+from zcluster.consensus.paxos import Paxos
 from zcluster.consensus.raft import Raft
+from zcluster.types import PAXOS, RAFT
+
+EngineClass = type[Raft] | type[Paxos]
+
+ENGINES: Final[dict[str, EngineClass]] = {RAFT: Raft, PAXOS: Paxos}
+"""By the name in a cluster's settings and in `identity.json`."""
 
 __all__ = [
     "ADD_LEARNER",
+    "ENGINES",
     "PROMOTE",
     "REMOVE",
     "AnyMessage",
@@ -124,10 +134,12 @@ __all__ = [
     "Certificate",
     "ConfigChange",
     "Consensus",
+    "EngineClass",
     "Heartbeat",
     "HeartbeatReply",
     "InstallSnapshot",
     "Message",
+    "Paxos",
     "PreVoteReply",
     "PreVoteRequest",
     "Raft",

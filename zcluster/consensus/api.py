@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uncommitted_bytes_max: int = 64 << 20  # not committed, or not on the leader's own disk; then `Busy`
     rear_delay: Nanoseconds = 0  # how long entries may be held back from followers that no commit waits for
     retained_bytes_max: int = 4 << 20  # log kept in memory behind the newest checkpoint for slow followers
+    accept_quorum: int = 0  # Paxos: acceptances that make a value chosen (phase 2); 0: a majority. Phase 1 then needs
+    # so many promises that the two always share an acceptor; see `ballots.Quorums`
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,10 +49,11 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     hard_state: HardState = HardState()
     configuration: Configuration = Configuration()  # as of the snapshot (or the initial one)
     snapshot: SnapshotMeta | None = None
-    entries: Sequence[Entry] = ()  # contiguous, from anywhere <= snapshot.index + 1
+    entries: Sequence[Entry] = ()  # ascending, from anywhere <= snapshot.index + 1; contiguous but for Paxos
     repair: bool = False  # damaged: no vote, no candidacy until verified by a leader
     suspect_after: Term | None = None  # weak durability after a power cut: what was acknowledged in terms up to this
     # one may be missing; see `election.Votes`
+    chosen: Index = 0  # Paxos: what `entries` hold up to here is chosen
     bootstrap: bool = False  # first creation of the cluster: the lowest voter campaigns at once
     hold_votes: bool = False  # prior state: a former life may have promised a leader one election timeout of patience
     stopped_at: Nanoseconds = NEVER  # when that life had certainly ended, on this clock; the promise is not younger
@@ -147,6 +150,82 @@ class TimeoutNow(Message, frozen=True, array_like=True, gc=False, tag=10):
     """Leadership transfer: campaign at once, without pre-vote. Source: thesis §3.10."""
 
 
+# -- Paxos: `term` is a ballot; heartbeats, checkpoints and TimeoutNow serve both engines ------------------------------
+
+
+class TrialPrepare(Message, frozen=True, array_like=True, gc=False, tag=11):
+    """ "Would you promise me ballot `term`?" Nobody has promised it yet, so asking disturbs nobody."""
+
+    commit_index: Index
+    last_index: Index
+    certificate: Certificate | None = None
+
+
+class TrialPromise(Message, frozen=True, array_like=True, gc=False, tag=12):
+    """`term`: the ballot asked for. `promised`: the acceptor's own. `suspect`: see `Promised`."""
+
+    granted: bool
+    promised: Term
+    suspect: bool = False
+
+
+class Prepare(Message, frozen=True, array_like=True, gc=False, tag=13):
+    """Phase 1a, for all slots from `first` on: the proposer knows what is chosen before.
+
+    (held_index, held_ballot): it holds acceptances of at least that ballot in all slots up to that one; they need not
+    be told again. `transfer`: the ballot whose proposer asked for it, so that its lease does not stand in the way; 0.
+    """
+
+    first: Index
+    held_index: Index = 0
+    held_ballot: Term = 0
+    certificate: Certificate | None = None
+    transfer: Term = 0
+
+
+class Promised(Message, frozen=True, array_like=True, gc=False, tag=14):
+    """Phase 1b. `term`: the ballot asked for; `promised`: the acceptor's own, higher one if it refuses for that.
+
+    entries: what it has accepted from slot `first` (of the request) on, each under its own ballot. more_from: the
+    report is cut off before this slot, ask again from there; 0: it is complete. Of a refusal: the first slot that the
+    acceptor still holds, if the proposer lacks earlier ones. `suspect`: the acceptor may have
+    forgotten acceptances; then only the promises of all make a proposer.
+    """
+
+    granted: bool
+    promised: Term
+    first: Index
+    entries: tuple[Entry, ...] = ()
+    more_from: Index = 0
+    suspect: bool = False
+
+
+class Accept(Message, frozen=True, array_like=True, gc=False, tag=15):
+    """Phase 2a: values for the slots from `first` on, all proposed under ballot `term`; maybe none, to hear how far
+    the acceptor is. opening: the slot of the no-op that opens the ballot; all before it were recovered by phase 1;
+    0 while phase 1 goes on."""
+
+    first: Index
+    commit_index: Index
+    entries: tuple[Entry, ...] = ()
+    opening: Index = 0
+
+
+class Accepted(Message, frozen=True, array_like=True, gc=False, tag=16):
+    """Phase 2b, on disk: every slot up to `through` is accepted under `term`, or known to be chosen. (first, last):
+    accepted beyond a gap; 0 without. missing: the request began behind a gap."""
+
+    through: Index
+    first: Index = 0
+    last: Index = 0
+    missing: bool = False
+    repair: bool = False
+
+
+class Rejected(Message, frozen=True, array_like=True, gc=False, tag=17):
+    """To the proposer of an older ballot: `term` is promised here."""
+
+
 AnyMessage = (
     PreVoteRequest
     | PreVoteReply
@@ -158,6 +237,13 @@ AnyMessage = (
     | HeartbeatReply
     | InstallSnapshot
     | TimeoutNow
+    | TrialPrepare
+    | TrialPromise
+    | Prepare
+    | Promised
+    | Accept
+    | Accepted
+    | Rejected
 )
 
 ADD_LEARNER: Final = "add_learner"

@@ -91,7 +91,6 @@ class Core(ABC):
         snapshot = recovered.snapshot
         self.snapshot = snapshot
         self.log = log
-        assert self.log.last_term <= recovered.hard_state.term, "the log is ahead of the term on disk"
         self.term: Term = recovered.hard_state.term
         self.voted_for: ReplicaId = recovered.hard_state.voted_for
         self.writes = writes
@@ -160,6 +159,10 @@ class Core(ABC):
     @abstractmethod
     def _maybe_commit(self, leadership: Leadership) -> None:
         """More may be on disks than before."""
+
+    @abstractmethod
+    def _commit_through(self, index: Index) -> None:
+        """A follower learns that everything up to `index`, which it holds, is committed."""
 
     @abstractmethod
     def _refuse(self, sender: ReplicaId) -> None:
@@ -257,9 +260,10 @@ class Core(ABC):
                 leadership.replicate(self._outbox.messages, self.commit_index, self.snapshot, self.now)
         write = self.writes.take(self.log)
         committed: list[Entry] = []
-        if self.handed_index < self.commit_index:
+        limit = self._may_hand_out()
+        if self.handed_index < limit:
             bytes_max = COMMITTED_BATCHES_MAX * self.settings.batch_bytes_max
-            committed = self.log.slice(self.handed_index + 1, self.commit_index + 1, bytes_max)
+            committed = self.log.slice(self.handed_index + 1, limit + 1, bytes_max)
             self.handed_index = committed[-1].index
         configuration = None
         if self.membership.current is not self._reported_configuration:
@@ -269,6 +273,10 @@ class Core(ABC):
             return None
         self._outbox = Outbox()
         return outbox.ready(self.writes.seq, write, committed, configuration)
+
+    def _may_hand_out(self) -> Index:
+        """Up to where entries may be given to the state machine."""
+        return self.commit_index
 
     def status(self) -> Status:
         current = self.membership.current
@@ -383,7 +391,7 @@ class Core(ABC):
         if not self._follow(sender, message.term):
             return
         # Capped once more: a heartbeat for a former life of this replica proves nothing about this log.
-        self.commit_index = max(self.commit_index, min(message.commit_index, self.matched_index))
+        self._commit_through(min(message.commit_index, self.matched_index))
         if message.quorum_commit and self.quorum_time < message.quorum_time <= self.now:
             self.quorum_time, self.quorum_commit = message.quorum_time, message.quorum_commit
         if message.repaired and self.repair and message.incarnation == self.incarnation:

@@ -62,9 +62,10 @@ class Votes:
             self._given[voter] = granted
             self._suspect |= granted and suspect
 
-    def result(self, voters: Collection[ReplicaId]) -> str:
-        """quorum.WON, LOST or PENDING. Votes of replicas that are not voters do not count."""
-        return quorum.vote_result(self._given, voters, everyone=self._suspect)
+    def result(self, voters: Collection[ReplicaId], needed: int = 0) -> str:
+        """quorum.WON, LOST or PENDING. Votes of replicas that are not voters do not count. `needed`: how many grants
+        win where nobody is suspect; 0: a majority."""
+        return quorum.vote_result(self._given, voters, everyone=self._suspect, quorum=needed)
 
 
 class Promise:

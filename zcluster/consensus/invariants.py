@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from zcluster.consensus.core import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
+from zcluster.consensus import ballots
+from zcluster.consensus.core import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE, Core
+from zcluster.consensus.paxos import Paxos
 from zcluster.consensus.progress import PROBE, SNAPSHOT
-from zcluster.consensus.raft import Raft
 from zcluster.types import NEVER, NO_REPLICA, Index, ReplicaId, Term
 
 
@@ -33,7 +34,7 @@ class Summary(NamedTuple):
     repair: bool
 
 
-def summarize(core: Raft) -> Summary:
+def summarize(core: Core) -> Summary:
     return Summary(
         core.id,
         core.incarnation,
@@ -52,13 +53,13 @@ def summarize(core: Raft) -> Summary:
     )
 
 
-def check_state(core: Raft, checked: Index = 0) -> None:
+def check_state(core: Core, checked: Index = 0) -> None:
     """One state, by itself. `checked`: entries up to here were checked in an earlier state, and are committed."""
     log, writes = core.log, core.writes
     assert 0 <= log.base_index <= core.handed_index <= core.commit_index <= log.last_index
     assert log.last_term <= core.term
-    assert 1 <= writes.unwritten_from <= log.last_index + 1
-    assert 0 <= writes.durable_index < writes.unwritten_from
+    assert 1 <= writes.unwritten_from <= log.last_index + 1 or isinstance(core, Paxos)
+    assert 0 <= writes.durable_index < writes.unwritten_from or isinstance(core, Paxos)
     assert (writes.hard_state.term, writes.hard_state.voted_for) == (core.term, core.voted_for)
     assert writes.durable_hard_state.term <= core.term
     assert core.role in (FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER)
@@ -73,12 +74,15 @@ def check_state(core: Raft, checked: Index = 0) -> None:
         assert core.id in {*current.voters, *core.membership.at(core.commit_index).voters}
         assert core.leader == NO_REPLICA
         assert core.election_at < NEVER
-    _check_log(core, checked)
     if core.leadership is not None:
         _check_leadership(core)
+    if isinstance(core, Paxos):
+        _check_slots(core, checked)
+    else:
+        _check_log(core, checked)
 
 
-def _check_log(core: Raft, checked: Index) -> None:
+def _check_log(core: Core, checked: Index) -> None:
     log = core.log
     index = max(log.base_index, checked)
     term = log.term(index)
@@ -87,9 +91,34 @@ def _check_log(core: Raft, checked: Index) -> None:
         assert entry.index == index + 1 and entry.epoch >= term
         index, term = entry.index, entry.epoch
     assert index == log.last_index
+    if core.leadership is not None and core.commit_index >= core.leadership.term_start:
+        assert log.term(core.commit_index) == core.term or log.base_index >= core.commit_index
 
 
-def _check_leadership(core: Raft) -> None:
+def _check_slots(core: Paxos, checked: Index) -> None:
+    """Accepted under promised ballots only; in the order of the slots; what the ballot in force has, without a gap."""
+    slots, proposer, preparation = core.log, core.leadership, core.preparation
+    index = max(slots.base_index, checked)
+    for entry in slots.tail(index + 1):
+        assert entry.index == index + 1 and entry.epoch <= core.term
+        index = entry.index
+    assert index == slots.last_index
+    assert all(i == e.index > slots.last_index and e.epoch <= core.term for i, e in slots.scattered.items())
+    assert ballots.proposer_of(core.term) == core.voted_for or core.term == 0
+    assert core.commit_index <= core.matched_index <= slots.last_index or core.leadership is not None
+    assert core.membership.current.index <= core.commit_index, "a change is in force before it is chosen"
+    assert core.role != CANDIDATE or preparation is not None
+    if preparation is not None:
+        assert preparation.ballot == core.term and core.role in (CANDIDATE, LEADER)
+        assert preparation.first == core.commit_index + 1
+    if proposer is not None:
+        assert all(entry.epoch == core.term for entry in slots.tail(max(proposer.opening, core.commit_index) + 1))
+        assert not (proposer.opening and slots.scattered), "open with slots that were not recovered"
+        assert proposer.stop_at in (0, slots.last_index) or proposer.stop_at <= core.commit_index
+        assert bool(proposer.opening) == (proposer.term_start < NEVER)
+
+
+def _check_leadership(core: Core) -> None:
     leadership = core.leadership
     assert leadership is not None
     assert core.leader == core.id
@@ -97,7 +126,7 @@ def _check_leadership(core: Raft) -> None:
     assert leadership.term == core.term
     durable = core.writes.durable_hard_state
     assert (durable.term, durable.voted_for) == (core.term, core.id), "leads by a vote that is not on disk"
-    assert core.log.last_index >= leadership.term_start
+    assert core.log.last_index >= leadership.term_start or isinstance(core, Paxos)
     current = core.membership.current
     assert set(leadership.progress) == {*current.voters, *current.learners} - {core.id}
     for progress in leadership.progress.values():
@@ -106,8 +135,6 @@ def _check_leadership(core: Raft) -> None:
         assert not (progress.state in (PROBE, SNAPSHOT) and progress.inflight)
         assert (progress.state == SNAPSHOT) == (progress.snapshot_index > 0)
         assert progress.acked_round <= leadership.rounds.latest
-    if core.commit_index >= leadership.term_start:
-        assert core.log.term(core.commit_index) == core.term or core.log.base_index >= core.commit_index
 
 
 def check_step(before: Summary, after: Summary) -> None:

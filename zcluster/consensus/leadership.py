@@ -12,6 +12,7 @@ from typing import Final
 from zcluster.consensus import quorum
 from zcluster.consensus.api import (
     PROMOTE,
+    Accept,
     AppendReply,
     AppendRequest,
     ConfigChange,
@@ -76,12 +77,20 @@ class Leadership:
         self.term_start: Index = log.last_index + 1
         self.progress: dict[ReplicaId, Progress] = {}
         self.rounds = Rounds()
-        self.vanguard = Vanguard(settings.rear_delay)
+        self.vanguard = Vanguard(settings.rear_delay, self._quorum)
         self.replication_due = True
         self.transfer_to: ReplicaId = NO_REPLICA
         self.heartbeat_at = self.check_at = self.notice_at = self.transfer_at = NEVER
 
     # -- questions ----------------------------------------------------------------------------------------------------
+
+    def _quorum(self, voters: int) -> int:
+        """How many of `voters` must hold an entry, or have answered a round."""
+        return quorum.majority(voters)
+
+    def _reached(self, values: list[int]) -> int:
+        """The highest value that such a quorum has reached; one value a voter."""
+        return quorum.reached_by_majority(values)
 
     def next_deadline(self) -> Nanoseconds:
         return min(self.heartbeat_at, self.check_at, self.notice_at, self.transfer_at, self.vanguard.release_at)
@@ -99,6 +108,10 @@ class Leadership:
         """When each sound member was last heard."""
         return {replica: progress.active_at for replica, progress in self.progress.items() if not progress.repair}
 
+    def _repair_target(self) -> Index:
+        """What a damaged follower may have acknowledged, at the most, before it is first heard."""
+        return self._log.last_index
+
     def waiting_bytes(self, commit_index: Index) -> int:
         """Bytes of the log that wait for disks: for a majority's, or for the own one, without which followers may
         commit for as long as they like, while what waits for it is kept in memory here."""
@@ -107,7 +120,7 @@ class Leadership:
     def majority_index(self) -> Index:
         """Highest index on the disks of a majority, the own disk included. A damaged replica does not count."""
         progress, own = self.progress, self._id
-        return quorum.reached_by_majority(
+        return self._reached(
             [
                 self._writes.durable_index if voter == own else progress[voter].counted_index
                 for voter in self._membership.current.voters
@@ -117,7 +130,7 @@ class Leadership:
     def heard_majority_at(self, now: Nanoseconds) -> Nanoseconds:
         """Since when, at the latest, a majority has been silent."""
         progress, own = self.progress, self._id
-        return quorum.reached_by_majority(
+        return self._reached(
             [now if voter == own else progress[voter].active_at for voter in self._membership.current.voters]
         )
 
@@ -208,7 +221,7 @@ class Leadership:
         may_hold = now < vanguard.release_at and not self.transfer_to and vanguard.is_healthy(self.progress)
         if now >= vanguard.release_at:
             vanguard.choose(self.progress, self._membership.current.voters, self._log.last_index)
-        shared: dict[Index, AppendRequest] = {}
+        shared: dict[Index, AppendRequest | Accept] = {}
         inflight_max, last_index = self._settings.inflight_max, self._log.last_index
         for replica, progress in self.progress.items():
             if may_hold and replica not in vanguard.members and self._may_wait(progress):
@@ -224,14 +237,22 @@ class Leadership:
                     break
                 request = shared.get(next_index)
                 if request is None:
-                    prev_term = self._log.term(next_index - 1)
-                    assert prev_term is not None
-                    entries = self._log.slice(next_index, last_index + 1, self._settings.batch_bytes_max)
-                    request = AppendRequest(self.term, next_index - 1, prev_term, commit_index, tuple(entries))
-                    shared[next_index] = request
+                    shared[next_index] = request = self._request(next_index, commit_index)
                 box.append((replica, request))
                 progress.sent(next_index + len(request.entries) - 1, now)
                 progress.commit_sent = commit_index
+
+    def _request(self, next_index: Index, commit_index: Index) -> AppendRequest | Accept:
+        """As many entries from `next_index` on as fit into one request."""
+        prev_term = self._log.term(next_index - 1)
+        assert prev_term is not None
+        entries = self._log.slice(next_index, self._log.last_index + 1, self._settings.batch_bytes_max)
+        return AppendRequest(self.term, next_index - 1, prev_term, commit_index, tuple(entries))
+
+    def _reminder(self, next_index: Index, commit_index: Index) -> AppendRequest | Accept | None:
+        """A request without entries, behind all that were sent; None if its place is forgotten."""
+        prev_term = self._log.term(next_index - 1)
+        return None if prev_term is None else AppendRequest(self.term, next_index - 1, prev_term, commit_index)
 
     def _may_wait(self, progress: Progress) -> bool:
         """Whether a follower that no commit waits for may get what it lacks later."""
@@ -309,7 +330,7 @@ class Leadership:
         rounds, progress, own = self.rounds, self.progress, self._id
         if not rounds.unconfirmed:
             return []
-        number = quorum.reached_by_majority(
+        number = self._reached(
             [
                 rounds.latest if voter == own else progress[voter].acked_round
                 for voter in self._membership.current.voters
@@ -324,7 +345,7 @@ class Leadership:
         progress = self.progress[sender]
         if message.round > self.rounds.latest:
             return False  # nonsense
-        repaired = progress.note_repair(message.repair, self._log.last_index)
+        repaired = progress.note_repair(message.repair, self._repair_target())
         progress.acked_round = max(progress.acked_round, message.round)
         silent = now - progress.sent_at
         if progress.state == PROBE:
@@ -334,11 +355,10 @@ class Leadership:
         elif progress.inflight and silent >= 2 * self._settings.heartbeat_interval:
             # It lives but owes an answer for long. An empty request behind the last one sent is rejected where
             # something before it was lost.
-            prev_index = progress.next_index - 1
-            prev_term = self._log.term(prev_index)
             progress.sent_at = now
-            if prev_term is not None:
-                box.append((sender, AppendRequest(self.term, prev_index, prev_term, commit_index)))
+            reminder = self._reminder(progress.next_index, commit_index)
+            if reminder is not None:
+                box.append((sender, reminder))
             else:  # forgotten meanwhile: only a checkpoint can help
                 progress.become_probe(progress.match_index + 1, now)
                 self.replication_due = True

@@ -36,16 +36,29 @@ def reached_by_majority(values: Iterable[int]) -> int:
     return ordered[(len(ordered) - 1) // 2] if ordered else 0
 
 
-def vote_result(votes: Mapping[ReplicaId, bool], voters: Collection[ReplicaId], *, everyone: bool = False) -> str:
+def reached_by(values: Iterable[int], needed: int) -> int:
+    """Highest value that `needed` voters have reached; 0 where there are not so many.
+
+    >>> reached_by([7, 3, 5], 2), reached_by([7, 3, 5], 3), reached_by([7], 2)
+    (5, 3, 0)
+    """
+    ordered = sorted(values, reverse=True)
+    return ordered[needed - 1] if needed <= len(ordered) else 0
+
+
+def vote_result(
+    votes: Mapping[ReplicaId, bool], voters: Collection[ReplicaId], *, everyone: bool = False, quorum: int = 0
+) -> str:
     """WON, LOST or PENDING. Votes of replicas that are not voters do not count.
 
     Args:
         everyone: a single refusal loses, and only a grant by every voter wins.
+        quorum: how many grants win; 0: a majority.
 
     >>> vote_result({1: True, 2: True}, (1, 2, 3)), vote_result({1: True, 2: True}, (1, 2, 3), everyone=True)
     ('won', 'pending')
     """
-    needed = len(voters) if everyone else majority(len(voters))
+    needed = len(voters) if everyone else quorum or majority(len(voters))
     granted = sum(1 for voter in voters if votes.get(voter) is True)
     refused = sum(1 for voter in voters if votes.get(voter) is False)
     if not voters or refused > len(voters) - needed:

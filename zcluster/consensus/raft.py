@@ -68,6 +68,7 @@ class Raft(Core):
     ) -> None:
         snapshot = recovered.snapshot
         log = Log.recover(snapshot, recovered.entries)
+        assert log.last_term <= recovered.hard_state.term, "the log is ahead of the term on disk"
         writes = Writes(recovered.hard_state, log.last_index)
         super().__init__(replica_id, incarnation, settings, recovered, log, writes, rng, now)
         first = log.first_index if snapshot is None else max(log.first_index, snapshot.index + 1)
@@ -193,6 +194,9 @@ class Raft(Core):
         self.log.append(Entry(self.leadership.term_start, self.term, KIND_NOOP, b""))
         self._open_round(self.leadership)
 
+    def _commit_through(self, index: Index) -> None:
+        self.commit_index = max(self.commit_index, index)
+
     def _refuse(self, sender: ReplicaId) -> None:
         self._outbox.after_persist.append((sender, AppendReply(self.term, False, 0, repair=self.repair)))
 
@@ -272,7 +276,7 @@ class Raft(Core):
             return
         match_index = prev_index + len(entries)
         self.matched_index = max(self.matched_index, match_index)
-        self.commit_index = max(self.commit_index, min(message.commit_index, match_index))
+        self._commit_through(min(message.commit_index, match_index))
         self._outbox.acknowledge(sender, self.term, match_index, self.repair)
 
     def _store(self, entries: tuple[Entry, ...]) -> bool:

@@ -10,21 +10,32 @@ from typing import Any, Final
 
 from zcluster.consensus import membership
 from zcluster.consensus.api import (
+    Accept,
+    Accepted,
     AnyMessage,
     AppendReply,
     AppendRequest,
     Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
+    Prepare,
     PreVoteReply,
     PreVoteRequest,
+    Promised,
+    Rejected,
     TimeoutNow,
+    TrialPrepare,
+    TrialPromise,
     VoteReply,
     VoteRequest,
 )
+from zcluster.types import Entry, Index, Term
 
 LIMIT: Final = 1 << 62
 """Terms, indices, rounds and times stay below it, so that adding to them never overflows on the wire."""
+
+REPORT_SPAN_MAX: Final = 1 << 24
+"""Slots that one report of an acceptor may reach over."""
 
 
 def is_sane(message: AnyMessage) -> bool:
@@ -89,6 +100,57 @@ def _is_sane_snapshot(message: InstallSnapshot) -> bool:
     return 0 <= meta.configuration.index <= meta.index
 
 
+def _is_sane_trial_prepare(message: TrialPrepare) -> bool:
+    return message.term > 0 and 0 <= message.commit_index < LIMIT and 0 <= message.last_index < LIMIT
+
+
+def _is_sane_trial_promise(message: TrialPromise) -> bool:
+    return 0 <= message.promised < LIMIT
+
+
+def _is_sane_prepare(message: Prepare) -> bool:
+    return (
+        message.term > 0
+        and 0 < message.first < LIMIT
+        and 0 <= message.held_index < LIMIT
+        and 0 <= message.held_ballot < LIMIT
+        and 0 <= message.transfer < message.term
+    )
+
+
+def _is_sane_promised(message: Promised) -> bool:
+    """Slots ascend from `first` on, near to it (a gap costs a value each); no value is of a higher ballot."""
+    if not 0 < message.first < LIMIT or not 0 <= message.promised < LIMIT or not 0 <= message.more_from < LIMIT:
+        return False
+    before = message.first - 1
+    for entry in message.entries:
+        if not before < entry.index < message.first + REPORT_SPAN_MAX or not 0 < entry.epoch < message.term:
+            return False
+        before = entry.index
+    return not message.granted or not message.more_from or message.more_from > before >= message.first
+
+
+def _is_sane_accept(message: Accept) -> bool:
+    """Values of consecutive slots, proposed under the message's ballot."""
+    if message.term == 0 or not 0 < message.first < LIMIT:
+        return False
+    if not 0 <= message.commit_index < LIMIT or not 0 <= message.opening < LIMIT:
+        return False
+    return _are_consecutive(message.entries, message.first, message.term)
+
+
+def _are_consecutive(entries: tuple[Entry, ...], index: Index, epoch: Term) -> bool:
+    for entry in entries:
+        if entry.index != index or entry.epoch != epoch:
+            return False
+        index += 1
+    return True
+
+
+def _is_sane_accepted(message: Accepted) -> bool:
+    return 0 <= message.through < LIMIT and 0 <= message.first <= message.last < LIMIT
+
+
 _CHECKS: Final[dict[type, Callable[[Any], bool]]] = {
     PreVoteRequest: _is_sane_vote,
     PreVoteReply: _always,
@@ -100,4 +162,11 @@ _CHECKS: Final[dict[type, Callable[[Any], bool]]] = {
     HeartbeatReply: _is_sane_heartbeat_reply,
     InstallSnapshot: _is_sane_snapshot,
     TimeoutNow: _always,
+    TrialPrepare: _is_sane_trial_prepare,
+    TrialPromise: _is_sane_trial_promise,
+    Prepare: _is_sane_prepare,
+    Promised: _is_sane_promised,
+    Accept: _is_sane_accept,
+    Accepted: _is_sane_accepted,
+    Rejected: _always,
 }

@@ -19,7 +19,7 @@ Does not live here: messages, the log, what a majority holds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from zcluster.consensus import quorum
@@ -37,11 +37,12 @@ class Vanguard:
     held back any more.
     """
 
-    __slots__ = ("_delay", "members", "release_at", "released")
+    __slots__ = ("_delay", "_quorum_of", "members", "release_at", "released")
 
-    def __init__(self, delay: Nanoseconds) -> None:
-        """`delay`: how long an entry may be held back; 0: never."""
+    def __init__(self, delay: Nanoseconds, quorum_of: Callable[[int], int] = quorum.majority) -> None:
+        """`delay`: how long an entry may be held back; 0: never. `quorum_of`: copies that a commit needs."""
         self._delay = delay
+        self._quorum_of = quorum_of
         self.members: frozenset[ReplicaId] = frozenset()
         self.release_at: Nanoseconds = NEVER
         self.released: Index = 0
@@ -50,7 +51,7 @@ class Vanguard:
         """Release everything up to `last_index`, and decide who is in the vanguard from now on.
 
         Those furthest ahead; among equals those that were in it before, then the lowest ids."""
-        needed = quorum.majority(len(voters)) - 1
+        needed = self._quorum_of(len(voters)) - 1
         others = [voter for voter in voters if voter in progress]
         others.sort(key=lambda voter: (-progress[voter].counted_index, voter not in self.members, voter))
         self.members = frozenset(others[:needed])

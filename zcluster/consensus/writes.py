@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 
 from zcluster.consensus.log import Log
-from zcluster.types import HardState, Index, SnapshotMeta, WriteBatch
+from zcluster.types import Entry, HardState, Index, SnapshotMeta, WriteBatch
 
 
 class _Outstanding:
@@ -32,10 +32,12 @@ class Writes:
     """`hard_state` is the one in force; `durable_hard_state` the last one known on disk."""
 
     __slots__ = (
+        "_chosen",
         "_handed_hard_state",
         "_outstanding",
         "_repair",
         "_snapshot",
+        "_sound",
         "_truncate_after",
         "durable_hard_state",
         "durable_index",
@@ -54,6 +56,8 @@ class Writes:
         self._truncate_after: Index | None = None
         self._snapshot: SnapshotMeta | None = None
         self._repair: bool | None = None
+        self._sound = False
+        self._chosen: Index = 0  # goes with the next write, but is no reason for one
         self._outstanding: deque[_Outstanding] = deque()
 
     def truncated(self, last_kept: Index) -> None:
@@ -84,18 +88,32 @@ class Writes:
     def take(self, log: Log) -> WriteBatch | None:
         """Everything not yet handed out, as one batch; None when there is nothing."""
         last_index = log.last_index
-        entries = log.tail(self.unwritten_from) if last_index >= self.unwritten_from else ()
+        entries = self._unwritten(log)
         hard_state = self.hard_state if self.hard_state is not self._handed_hard_state else None
-        nothing = self._snapshot is None and self._truncate_after is None and self._repair is None
+        nothing = self._snapshot is None and self._truncate_after is None and self._repair is None and not self._sound
         if nothing and not entries and hard_state is None:
             return None
         self.seq += 1
-        batch = WriteBatch(self.seq, hard_state, self._truncate_after, entries, self._snapshot, repair=self._repair)
+        batch = WriteBatch(
+            self.seq,
+            hard_state,
+            self._truncate_after,
+            entries,
+            self._snapshot,
+            repair=self._repair,
+            sound=self._sound,
+            chosen=self._chosen,
+        )
         self._outstanding.append(_Outstanding(self.seq, self.hard_state, last_index))
         self._handed_hard_state = self.hard_state
         self._truncate_after = self._snapshot = self._repair = None
+        self._sound = False
+        self._chosen = 0
         self.unwritten_from = last_index + 1
         return batch
+
+    def _unwritten(self, log: Log) -> tuple[Entry, ...]:
+        return log.tail(self.unwritten_from) if log.last_index >= self.unwritten_from else ()
 
     def persisted(self, seq: int) -> None:
         assert seq <= self.seq, "persisted a write that was never handed out"

@@ -111,6 +111,7 @@ class Replica:
         self._out = Effects()
         self._backlog = Backlog()
         self._waiting: dict[Index, tuple[Term, Waiting]] = {}
+        self._proposed: dict[Index, bytes] = {}  # what they wait for
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
         self._reads = Reads()
@@ -259,8 +260,9 @@ class Replica:
         if self._proposed_term == self.core.term and self._last_proposed - self.last_applied >= ENTRIES_IN_FLIGHT_MAX:
             return False
         frames, waiting = self._backlog.take()
+        payload = wire.encode_payload(0, wall_ms, frames)
         try:
-            index, term = self.core.propose(wire.encode_payload(0, wall_ms, frames), now)
+            index, term = self.core.propose(payload, now)
         except NotLeader:
             for client, request in waiting:
                 self._not_leader(client, request)
@@ -272,6 +274,7 @@ class Replica:
                 self._reply(client, wire.BUSY, request, text)
             return False
         self._waiting[index] = (term, waiting)
+        self._proposed[index] = payload
         self._last_proposed, self._proposed_term = index, term
         return True
 
@@ -333,6 +336,7 @@ class Replica:
         self.last_applied, self._applied_epoch = meta.index, meta.epoch
         self._configuration, self._log_time_ms = meta.configuration, meta.log_time_ms
         for index in [i for i in self._waiting if i <= meta.index]:
+            self._proposed.pop(index, None)
             del self._waiting[index]  # outcome unknown here; the clients ask again with the same ids
         self._checkpoints.replaced()
         self._checkpoint_complete(meta)
@@ -359,7 +363,8 @@ class Replica:
                 self._checkpoints.bytes_since += len(data) + ENTRY_OVERHEAD_BYTES
                 waiting = self._waiting.pop(index, None)
                 if waiting is not None:
-                    if waiting[0] == entry.epoch:
+                    # In Paxos another proposer may have proposed it again, under its ballot.
+                    if self._proposed.pop(index, b"") == data or waiting[0] == entry.epoch:
                         for (client, request), body in zip(waiting[1], results, strict=True):
                             replies.append((client, wire.pack_head(wire.RESULT, request), body))
                     else:  # another leader's entry took the place: ours is certainly not in the log
@@ -381,6 +386,7 @@ class Replica:
             self._configuration = msgspec.structs.replace(decoded, index=entry.index)
         elif entry.kind != KIND_NOOP:
             raise FormatTooNew(f"entry {entry.index} has kind {entry.kind}: written by a newer zcluster; upgrade")
+        self._proposed.pop(entry.index, None)
         term, waiting = self._waiting.pop(entry.index, (0, ()))
         for client, request in waiting:
             if term == entry.epoch:

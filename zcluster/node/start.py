@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from zcluster.config import FORMAT, FRESH, ClusterSpec, command
+from zcluster.consensus import ENGINES, EngineClass
 from zcluster.consensus.api import Recovered
 from zcluster.consensus.api import Settings as CoreSettings
-from zcluster.consensus.raft import Raft
 from zcluster.errors import StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
@@ -31,6 +31,7 @@ from zcluster.types import (
     MS,
     NEVER,
     NO_REPLICA,
+    PAXOS,
     Configuration,
     HardState,
     Identity,
@@ -99,7 +100,9 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
             f"part again under this identity. {without_its_data(spec, node)}"
         )
-    if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term and not found.proven:
+    # In Paxos a checkpoint may come from a replica that has promised more than this one ever had.
+    exact = store.identity.engine != PAXOS
+    if exact and found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term and not found.proven:
         raise Refused(
             f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
             f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
@@ -172,12 +175,12 @@ def new_replica(
     now: Nanoseconds,
     *,
     settings: CoreSettings | None = None,
-    core_class: type[Raft] = Raft,
+    core_class: EngineClass | None = None,
 ) -> Replica:
     """The consensus core as the disk remembers it, and the replica around it."""
     replica_id = store.identity.replica_id
     initial = Configuration(voters=store.identity.voters)
-    core = core_class(
+    core = (core_class or ENGINES[spec.settings.engine])(
         replica_id,
         incarnation,
         settings or core_settings(spec),
@@ -215,6 +218,7 @@ def recovered_core(found: RecoveredStore, initial: Configuration) -> Recovered:
         entries=found.entries,
         repair=found.repair,
         suspect_after=found.suspect_after,
+        chosen=found.chosen,
         bootstrap=found.fresh,
         hold_votes=not found.fresh,
         stopped_at=ended_at,

@@ -29,8 +29,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from zcluster import wire
 from zcluster.consensus import invariants
 from zcluster.consensus.api import AnyMessage, AppendReply, VoteReply, VoteRequest
-from zcluster.consensus.core import LEADER
-from zcluster.consensus.raft import Raft
+from zcluster.consensus.core import LEADER, Core
 from zcluster.machines.api import Machine
 from zcluster.sim.configurations import NOBODY, Configurations, LogOfMembers, configuration_of, has_majority
 from zcluster.sim.reference import FrameModel
@@ -107,7 +106,7 @@ class Shadow:
         self.highest: Index = 0  # ever acknowledged in this life
         self.snapshot_index: Index = 0
         self.acknowledged: tuple[Term, Index] = (0, 0)  # told to the leader of that term
-        self.core: Raft | None = None  # while the process runs
+        self.core: Core | None = None  # while the process runs
         self.repair = False
         self.pending: list[WriteBatch] = []
         self.before: invariants.Summary | None = None
@@ -307,7 +306,7 @@ class Checkers:
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
-    def stepped(self, replica: ReplicaId, core: Raft) -> None:
+    def stepped(self, replica: ReplicaId, core: Core) -> None:
         """After every turn."""
         shadow = self.shadows[replica]
         before = shadow.before
@@ -335,7 +334,7 @@ class Checkers:
             raise Violation("membership", f"{replica} goes by {current}, the log it wrote ends with {handed}")
         shadow.voters = current.voters
 
-    def _elected(self, replica: ReplicaId, core: Raft) -> None:
+    def _elected(self, replica: ReplicaId, core: Core) -> None:
         term = core.term
         self.elections += 1
         known = self.leaders.setdefault(term, replica)
@@ -369,7 +368,7 @@ class Checkers:
     def exited(self, replica: ReplicaId) -> None:
         self.shadows[replica].core = None
 
-    def _commit(self, replica: ReplicaId, core: Raft, shadow: Shadow, after: invariants.Summary) -> None:
+    def _commit(self, replica: ReplicaId, core: Core, shadow: Shadow, after: invariants.Summary) -> None:
         log = core.log
         if after.role == LEADER and log.term(after.commit_index) != after.term:
             raise Violation(

@@ -19,7 +19,7 @@ import msgspec
 from zcluster import wire
 from zcluster.config import FORMAT
 from zcluster.consensus.api import AnyMessage, InstallSnapshot
-from zcluster.consensus.raft import Raft
+from zcluster.consensus.core import Core
 from zcluster.errors import Corrupt, StorageError, WrongCluster
 from zcluster.node import start, transfer
 from zcluster.node.replica import Effects, Replica
@@ -76,9 +76,9 @@ class Cluster:
     def lives(self) -> list[Life]:
         return [node.life for node in self.nodes.values() if node.life is not None]
 
-    def core(self, life: Life) -> Raft:
+    def core(self, life: Life) -> Core:
         core = life.replica.core
-        assert isinstance(core, Raft)
+        assert isinstance(core, Core)
         return core
 
     def _now(self, node: Node) -> Nanoseconds:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from zcluster.config import ClusterSpec
+from zcluster.consensus import EngineClass
 from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
@@ -35,7 +36,7 @@ class Options(msgspec.Struct, kw_only=True):
 
     spec: ClusterSpec
     core: CoreSettings
-    core_class: type[Raft] = Raft
+    core_class: EngineClass = Raft
     new_machine: Callable[[ClusterSpec], Machine] = start.new_machine
     service: Nanoseconds = MS // 10
     disk: tuple[Nanoseconds, Nanoseconds] = (MS // 10, MS // 2)

@@ -21,7 +21,9 @@ import msgspec
 
 from zcluster import wire
 from zcluster.config import FORMAT, ClusterSpec, NodeSpec, Settings
+from zcluster.consensus import EngineClass
 from zcluster.consensus.api import Settings as CoreSettings
+from zcluster.consensus.paxos import Paxos
 from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
@@ -33,11 +35,12 @@ from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
 from zcluster.sim.operator import Operator
 from zcluster.sim.own import OwnModel, OwnPromises, OwnWork, Workload
+from zcluster.sim.paxos_checkers import PaxosCheckers
 from zcluster.sim.process import Options
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import FrameModel, KeyValueModel
 from zcluster.sim.world import START, Violation, World
-from zcluster.types import MS, Nanoseconds
+from zcluster.types import MS, PAXOS, RAFT, Nanoseconds
 
 LIVENESS_TIMEOUTS: Final = 40
 """Election timeouts after the healing within which everything must be well; clients' longest pause comes on top."""
@@ -60,10 +63,14 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[int, ...] | None = None
     span: Nanoseconds = 0  # of the safety phase; 0: drawn
     calm: bool = False  # light load, no faults: for measuring
-    core_class: type[Raft] = Raft
+    core_class: EngineClass = Raft
     new_machine: Callable[[ClusterSpec], Machine] = new_machine
     workload: Workload | None = None
     check_history: HistoryCheck | None = None
+
+    @property
+    def engine(self) -> str:
+        return PAXOS if issubclass(self.core_class, Paxos) else RAFT
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -100,11 +107,12 @@ class Run:
         if self.changes:
             durability = "fsync"
         self.weak = durability != "fsync"
-        spec = _spec(case.seed, count, durability, self.election_timeout, draw)
+        spec = _spec(case, count, durability, self.election_timeout, draw)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), partial(_new_model, case, spec))
+        checkers = PaxosCheckers if case.engine == PAXOS else Checkers
+        self.checkers = checkers(self.world, tuple(n.replica_id for n in spec.nodes), partial(_new_model, case, spec))
         self.checkers.leases = not self.drifts
         judge = Promises if case.workload is None else OwnPromises
         self.promises: Promises | OwnPromises = judge(self.world, self.checkers)
@@ -150,7 +158,8 @@ class Run:
         is settled for fixed members."""
         groups = self.case.groups
         share = 0.35 if DISK in groups else 1.0
-        return draw.random() < share and MEMBERSHIP in groups and not self.case.calm
+        wanted = draw.random() < share and MEMBERSHIP in groups and not self.case.calm
+        return wanted and self.case.engine != PAXOS  # its changes are sealed; the checkers of members know Raft's
 
     def _options(self, spec: ClusterSpec, draw: Random) -> Options:
         timeout = self.election_timeout
@@ -348,10 +357,11 @@ def run_case(case: Case) -> Outcome:
     return Run(case).run()
 
 
-def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds, draw: Random) -> ClusterSpec:
+def _spec(case: Case, count: int, durability: str, election_timeout: Nanoseconds, draw: Random) -> ClusterSpec:
     """A cluster as `up` would describe it, but with small segments and checkpoints so that they roll often."""
     settings = Settings(
         nodes=count,
+        engine=case.engine,
         durability=durability,
         election_timeout_ms=election_timeout // MS,
         heartbeat_ms=election_timeout // MS // 4,
@@ -364,7 +374,7 @@ def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds,
     return ClusterSpec(
         format=FORMAT,
         name="simulated",
-        cluster_id=f"simulated-{seed}",
+        cluster_id=f"simulated-{case.seed}",
         settings=settings,
         nodes=tuple(NodeSpec(f"n{i}", i) for i in range(1, count + 1)),
         socket_directory="/nowhere",

@@ -24,6 +24,7 @@ The payload is a row of records, 24 bytes of header each:
     CUT   forget all entries after `index`
     MARK  kind START: body is a msgpack `StartMark`; first record of each segment and of each start of the process
           kind INSTALLED: the checkpoint (index, epoch) took the place of the log up to `index`
+          kind CHOSEN: what the log holds up to `index` never changes
           kind CLEAN_STOP: written and synced last by an orderly stop; `index` is the moment, in monotonic nanoseconds
 
 The torn-tail rule. Reading stops at the first offset where no valid frame begins. If a valid frame header further on
@@ -66,6 +67,7 @@ MARK: Final = 3
 MARK_START: Final = 1
 MARK_INSTALLED: Final = 2
 MARK_CLEAN_STOP: Final = 3
+MARK_CHOSEN: Final = 4
 
 _COVERED: Final = Struct("<IIIIQHBB")  # the part of the frame header under the header checksum
 _SEED: Final = Struct("<8sQQ")
@@ -241,7 +243,7 @@ def decode_records(path: Path, data: bytes, start: int, end: int) -> Iterator[tu
         following = body + length
         if following > end:
             raise Corrupt(path, start, f"a record of {length} bytes leaves its frame")
-        if not PUT <= kind_of_record <= MARK or (kind_of_record == MARK and kind > MARK_CLEAN_STOP):
+        if not PUT <= kind_of_record <= MARK or (kind_of_record == MARK and kind > MARK_CHOSEN):
             raise FormatTooNew(
                 f"{path}: unknown record ({kind_of_record}, {kind}) at byte {start}; "
                 "this data directory was written by a newer version of zcluster"

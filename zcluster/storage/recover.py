@@ -21,7 +21,8 @@ Rules.
 
 In the weak durability modes a power cut (changed boot id, no clean stop) makes the tail suspect. That is remembered in
 the log's start marks until it holds an entry of a higher epoch than any it could have held before: then a leader was
-elected under the stricter rule since.
+elected under the stricter rule since. Paxos says so itself (`WriteBatch.sound`): there a higher epoch in one place says
+nothing of the others.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from zcluster.storage.segment import (
     read_segments,
 )
 from zcluster.storage.wal import DEFAULT_SEGMENT_BYTES, SPARES_MAX, LiveSegment, Wal, WalPosition
-from zcluster.types import Entry, HardState, Identity, Nanoseconds, SnapshotMeta, Term, WriteBatch
+from zcluster.types import PAXOS, Entry, HardState, Identity, Index, Nanoseconds, SnapshotMeta, Term, WriteBatch
 
 
 class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     suspect_after: weak durability and a power cut: acknowledged entries of epochs up to this one may be missing.
     damage: what was found broken, for the operator; `repair` says that entries may be missing because of it (now or
         by an earlier damage that was not made good yet).
+    chosen: what `entries` hold up to here never changes (Paxos).
     wiped: the hard state is lost: refuse to start. The log is not usable then.
     proven: a second witness (`proof`) confirms that the hard state is the newest one.
     fresh: nothing was ever written: the first start after the creation.
@@ -72,6 +74,7 @@ class RecoveredStore(msgspec.Struct, frozen=True, kw_only=True):
     entries: list[Entry] = msgspec.field(default_factory=list)
     checkpoint: SnapshotMeta | None = None
     checkpoint_path: Path | None = None
+    chosen: Index = 0
     clean_stop: bool = False
     stopped_at: Nanoseconds = 0
     same_boot: bool = False
@@ -165,6 +168,7 @@ class _Recovery:
         self._wal_directory = directory / WAL
         self._checkpoints = directory / CHECKPOINTS
         self._cluster_id = identity.cluster_id
+        self._engine = identity.engine
         self._digest = cluster_digest(identity.cluster_id)
         self._boot_id = boot_id
         self._segment_bytes = segment_bytes
@@ -256,7 +260,8 @@ class _Recovery:
         replay = self._replay
         entries = replay.above(checkpoint.meta.index if checkpoint else 0)
         epochs = [entry.epoch for entry in entries] + ([checkpoint.meta.epoch] if checkpoint else [])
-        suspect_after = self._suspect_after(state, max(epochs, default=0))
+        highest = 0 if self._engine == PAXOS else max(epochs, default=0)
+        suspect_after = self._suspect_after(state, highest)
         same_boot = replay.start is not None and replay.start.boot_id == self._boot_id
         nothing = not entries and checkpoint is None and state.incarnation == 0
         return RecoveredStore(
@@ -265,6 +270,7 @@ class _Recovery:
             entries=entries,
             checkpoint=checkpoint.meta if checkpoint else None,
             checkpoint_path=checkpoint.path if checkpoint else None,
+            chosen=replay.chosen,
             clean_stop=replay.clean,
             stopped_at=replay.stopped_at if replay.clean else 0,
             same_boot=same_boot,

@@ -136,13 +136,15 @@ class Replay:
     """The log as its records tell it.
 
     entries: by index. floor: indices up to this one are not in `entries` because a checkpoint took their place.
-    highest: the highest index ever put or installed. installed: the newest installed checkpoint (index, epoch).
+    highest: the highest index ever put or installed. chosen: what `entries` hold up to here never changes (Paxos).
+    installed: the newest installed checkpoint (index, epoch).
     clean, stopped_at: the last frame is that of an orderly stop, and its moment.
     """
 
     def __init__(self) -> None:
         self.entries: dict[Index, Entry] = {}
         self.floor: Index = 0
+        self.chosen: Index = 0
         self.highest: Index = 0
         self.installed: tuple[Index, Term] | None = None
         self.start: StartMark | None = None
@@ -182,6 +184,8 @@ class Replay:
             elif kind == record.MARK_INSTALLED:
                 self.install(index, epoch)
                 entries = self.entries
+            elif kind == record.MARK_CHOSEN:
+                self.chosen = max(self.chosen, index)
             else:
                 self.clean, self.stopped_at = True, index
         self._last = max(self._last, highest)

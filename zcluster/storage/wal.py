@@ -166,6 +166,12 @@ class Wal:
             for entry in batch.entries:
                 parts += record.put_record(entry)
                 put_highest = max(put_highest, entry.index)
+            if batch.chosen:
+                parts.append(record.mark_record(record.MARK_CHOSEN, batch.chosen))
+            if batch.sound:
+                self._suspect_after = None
+                self.start = StartMark(self.start.boot_id, self.start.durability)
+                parts.append(record.start_record(self.start))
         written = self._write_frame(parts, state)
         self._highest = max(self._highest, highest, put_highest)
         self._segments[-1].max_index = max(self._segments[-1].max_index, put_highest)

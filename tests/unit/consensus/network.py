@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from zcluster.consensus import invariants
-from zcluster.consensus.api import AnyMessage, InstallSnapshot, PreVoteRequest, Ready, Recovered, Settings, VoteRequest
+from zcluster.consensus.api import AnyMessage, InstallSnapshot, Ready, Recovered, Settings
+from zcluster.consensus.core import Core
 from zcluster.consensus.raft import Raft
 from zcluster.types import KIND_FRAMES, MS, NEVER, Configuration, Entry, HardState, SnapshotMeta, WriteBatch
 
@@ -86,7 +87,7 @@ class Node:
         self.id = replica_id
         self.disk = disk
         self.incarnation = 0
-        self.core: Raft | None = None
+        self.core: Core | None = None
         self.paused = False
         self.inbox: list[tuple[int, int, AnyMessage]] = []
         self.lost: list[tuple[int, int]] = []
@@ -179,7 +180,12 @@ class Network:
         bootstrap: bool = True,
         delay: tuple[int, int] = (MS // 5, MS // 2),
         disk_delay: tuple[int, int] = (MS // 5, MS // 2),
+        core_class: type[Core] = Raft,
+        disk_class: type[Disk] = Disk,
+        oracle: Oracle | None = None,
     ) -> None:
+        self.core_class: Any = core_class
+        self.disk_class = disk_class
         self.rng = random.Random(seed)
         self.now = 1_000 * MS
         self.settings = settings or Settings()
@@ -190,13 +196,13 @@ class Network:
         self.pidfds = pidfds
         self.cut: set[tuple[int, int]] = set()  # (from, to)
         self.drop: Callable[[int, int, AnyMessage], bool] | None = None
-        self.oracle = Oracle()
+        self.oracle = oracle or Oracle()
         self.tokens = 0
         self._order = 0
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         ids = range(1, voters + 1)
         initial = Configuration(tuple(ids), tuple(range(voters + 1, voters + learners + 1)))
-        self.nodes = {i: Node(i, Disk(initial)) for i in range(1, voters + learners + 1)}
+        self.nodes = {i: Node(i, disk_class(initial)) for i in range(1, voters + learners + 1)}
         for node in self.nodes.values():
             self.start(node.id, bootstrap=bootstrap, hold_votes=False)
 
@@ -204,7 +210,7 @@ class Network:
 
     def add(self, replica_id: int) -> Node:
         """A new data directory with an empty configuration."""
-        self.nodes[replica_id] = node = Node(replica_id, Disk(Configuration()))
+        self.nodes[replica_id] = node = Node(replica_id, self.disk_class(Configuration()))
         self.start(replica_id, hold_votes=False)
         return node
 
@@ -214,7 +220,7 @@ class Network:
         node.incarnation += 1
         recovered = node.disk.recovered(hold_votes=hold_votes, **flags)
         rng = random.Random(self.rng.random())
-        node.core = Raft(replica_id, node.incarnation, self.settings, recovered, rng, self.now)
+        node.core = self.core_class(replica_id, node.incarnation, self.settings, recovered, rng, self.now)
         node.inbox, node.lost, node.writes, node.kept = [], [], [], []
         node.persisted_seq = 0
         node.paused = node.disk_stalled = False
@@ -310,8 +316,9 @@ class Network:
             core.peer_lost(replica, incarnation, self.now)
         inbox, node.inbox, node.lost = node.inbox, [], []
         for sender, incarnation, message in inbox:
-            if isinstance(message, PreVoteRequest | VoteRequest) and message.certificate and self.pidfds:
-                replica, dead = message.certificate
+            certificate = getattr(message, "certificate", None)
+            if certificate and self.pidfds:
+                replica, dead = certificate
                 if self.is_dead(replica, dead):
                     core.peer_lost(replica, dead, self.now)
             core.step(sender, incarnation, message, self.now)
@@ -409,7 +416,7 @@ class Network:
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def core(self, replica_id: int) -> Raft:
+    def core(self, replica_id: int) -> Core:
         core = self.nodes[replica_id].core
         assert core is not None
         return core

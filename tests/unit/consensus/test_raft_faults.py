@@ -7,6 +7,7 @@ stand whenever they like, promises or not (so no leases), milliseconds apart: di
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,12 +23,14 @@ SEEDS = range(40)
 class Faults:
     """Random inputs for one network; each verb does one thing or, where it makes no sense now, nothing."""
 
+    new_network: Callable[..., Network] = Network
+
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         chance = self.rng.random
         self.churn = seed % 4 >= 2
         timeout = 25 * MS if self.churn else 600 * MS
-        settings = Settings(
+        settings = self.draw_settings(
             election_timeout=timeout,
             heartbeat_interval=timeout // 5,
             lease_margin=timeout // 10,
@@ -37,7 +40,7 @@ class Faults:
             rear_delay=5 * MS * (seed // 4 % 2),
         )
         quick, slow = (MS // 5, MS // 2), (MS // 5, 8 * MS)
-        self.network = Network(
+        self.network = self.new_network(
             self.rng.choice([3, 3, 5] if self.churn else [1, 2, 3, 3, 3, 4, 5, 5]),
             seed=seed,
             settings=settings,
@@ -64,6 +67,9 @@ class Faults:
         self.verbs = common + (churn if self.churn else steady)
         self.steps = 250 if self.churn else 80
         self.spans = (1, 5, 20) if self.churn else (1, 10, 100, 700)
+
+    def draw_settings(self, **settings: Any) -> Settings:
+        return Settings(**settings)
 
     def run(self) -> None:
         self.network.run(self.rng.choice([0, 50, 1_000]) * MS)
