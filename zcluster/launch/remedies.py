@@ -26,6 +26,8 @@ def start(command: str, nodes: Sequence[Map], directory: str) -> list[str]:
 def _after_failure(command: str, node: Map, directory: str) -> str:
     name, failure = node["name"], node["failure"]
     again = f"then: {command} start {name}"
+    if "--wipe" in failure:  # it says itself that it may begin anew, empty
+        return f"{command} start {name} --wipe"
     if failure.startswith(_TOO_NEW):
         return f"upgrade zcluster, {again}"
     if failure.startswith(_DISK):

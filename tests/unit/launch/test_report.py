@@ -100,6 +100,11 @@ def test_a_node_that_would_only_fail_again_is_not_simply_started(spec: ClusterSp
     assert fix.endswith(f"then: zcluster -c {spec.directory} start n1")
 
 
+def test_a_node_that_may_begin_anew_is_told_how(spec: ClusterSpec) -> None:
+    said = supervisor(n1="Refused: its data are lost; begin anew: `zcluster start n1 --wipe`")
+    assert report.describe(spec, said, silent("n1"))["fix"] == [f"zcluster -c {spec.directory} start n1 --wipe"]
+
+
 def test_nodes_that_were_killed_are_started_beside_those_that_need_more(spec: ClusterSpec) -> None:
     said = supervisor(n1="Refused: lost")
     for process in said["processes"][1:3]:
