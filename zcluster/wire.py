@@ -29,9 +29,8 @@ READ: Final = 3  # body: [consistency, bound_ms, [op, ...]]
 STATUS: Final = 4  # body: empty; answered by RESULT with a map
 CHECKPOINT: Final = 5  # body: empty; RESULT [index] once a checkpoint is on disk
 TRANSFER: Final = 6  # body: [replica id]; RESULT [true] when asked for
-MEMBERSHIP: Final = (
-    7  # body: [action, replica id] (node.members); RESULT [index, voters, learners] once it is committed
-)
+MEMBERSHIP: Final = 7  # body: [action, replica id] (node.members); RESULT [index, voters, learners] once committed
+FAULTS: Final = 16  # body: an order for the replica's network (transport.faults); RESULT: the rules in force
 
 RESULT: Final = 33  # body: see above
 NOT_LEADER: Final = 34  # body: [leader replica id or 0, term]; the request was certainly not applied

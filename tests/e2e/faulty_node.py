@@ -1,7 +1,7 @@
 """A replica whose disk misbehaves on demand: `python faulty_node.py CLUSTER_DIRECTORY NODE [--create]`.
 
-While `<cluster>/run/<node>.stall` exists, a sync waits for a lock on that file; with `.eio` a sync fails,
-with `.enospc` a write does.
+While `<cluster>/run/<node>.stall` exists, a sync waits for a lock on that file; with `.slow` it takes so many ms more
+as the file says; with `.eio` a sync fails; with `.enospc` a write does, after as many of its bytes as the file says.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,21 @@ def fdatasync(disk: PosixDisk, handle: int) -> None:
             fcntl.flock(lock, fcntl.LOCK_SH)
     except FileNotFoundError:
         pass
+    try:
+        time.sleep(int((RUN / f"{NODE}.slow").read_text() or 0) / 1000)
+    except FileNotFoundError:
+        pass
     real_sync(disk, handle)
 
 
 def pwritev(disk: PosixDisk, handle: int, buffers: Sequence[Any], offset: int) -> None:
-    if (RUN / f"{NODE}.enospc").exists():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    real_write(disk, handle, buffers, offset)
+    try:
+        left = int((RUN / f"{NODE}.enospc").read_text() or 0)
+    except FileNotFoundError:
+        real_write(disk, handle, buffers, offset)
+        return
+    real_write(disk, handle, [b"".join(buffers)[:left]], offset)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 PosixDisk.fdatasync = fdatasync  # type: ignore[method-assign]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from zcluster.consensus import quorum
-from zcluster.consensus.api import AnyMessage, AppendRequest, Ready
+from zcluster.consensus import membership, quorum
+from zcluster.consensus.api import REMOVE, AnyMessage, AppendRequest, ConfigChange, Ready
 from zcluster.consensus.leadership import Leadership
+from zcluster.consensus.membership import Membership
 from zcluster.consensus.raft import Raft
-from zcluster.types import NEVER, HardState, Index, Nanoseconds, ReplicaId, Term
+from zcluster.types import KIND_CONFIG, NEVER, Configuration, Entry, HardState, Index, Nanoseconds, ReplicaId, Term
 
 
 class EarlyAcknowledgement(Raft):
@@ -149,6 +150,82 @@ class NeverStands(Raft):
         else:
             self.election_at = NEVER
 
+
+# -- members ----------------------------------------------------------------------------------------------------------
+
+
+def _append_change(core: Raft, configuration: Configuration) -> Index:
+    core.log.append(Entry(configuration.index, core.term, KIND_CONFIG, membership.encode(configuration)))
+    core.membership.appended([configuration])
+    core._configuration_in_force()
+    return configuration.index
+
+
+class ImpatientChange(Raft):
+    """Begins a change while another is not committed."""
+
+    def propose_config(self, change: ConfigChange, now: Nanoseconds) -> Index:
+        self._observe(now)
+        self._check_proposable()
+        return _append_change(self, membership.changed(self.membership.current, change, self.log.last_index + 1))
+
+    def _configuration_in_force(self) -> None:
+        super()._configuration_in_force()
+        learners = self.membership.current.learners
+        if self.leadership is not None and learners:
+            self.propose_config(ConfigChange(REMOVE, learners[0]), self.now)
+
+
+class TwoAtOnce(Raft):
+    """Whoever goes takes another one along."""
+
+    def propose_config(self, change: ConfigChange, now: Nanoseconds) -> Index:
+        voters = self.membership.current.voters
+        if change.action != REMOVE or len(voters) < 4 or not self.is_leader:
+            return super().propose_config(change, now)
+        kept = [voter for voter in voters if voter not in (change.replica, self.id)][:-1]
+        index = self.log.last_index + 1
+        learners = self.membership.current.learners
+        return _append_change(self, Configuration(tuple(sorted((*kept, self.id))), learners, index))
+
+
+class CountsLearners(Raft):
+    """A learner's copy counts like a voter's."""
+
+    def _maybe_commit(self, leadership: Leadership) -> None:
+        current, progress = self.membership.current, leadership.progress
+        index = quorum.reached_by_majority(
+            sorted(
+                (
+                    self.writes.durable_index if member == self.id else progress[member].counted_index
+                    for member in (*current.voters, *current.learners)
+                ),
+                reverse=True,
+            )[: len(current.voters)]
+        )
+        if index > self.commit_index and self.log.term(index) == self.term:
+            self.commit_index = index
+            leadership.committed(self.now)
+
+
+class _Sticky(Membership):
+    """Does not forget what is cut off."""
+
+    def truncated(self, last_kept: Index) -> None:
+        pass
+
+
+class KeepsTruncatedChange(Raft):
+    """A change that was cut off stays in force."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        sticky = _Sticky(self.membership._base)
+        sticky.appended(self.membership._stack)
+        self.membership = sticky
+
+
+MEMBERSHIP_MUTANTS: tuple[type[Raft], ...] = (ImpatientChange, TwoAtOnce, CountsLearners, KeepsTruncatedChange)
 
 MUTANTS: tuple[type[Raft], ...] = (
     EarlyAcknowledgement,

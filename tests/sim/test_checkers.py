@@ -8,7 +8,7 @@ import pytest
 
 from zcluster import wire
 from zcluster.consensus.api import AppendReply, VoteReply, VoteRequest
-from zcluster.errors import Corrupt, NoQuorum, Timeout
+from zcluster.errors import Corrupt, NoQuorum, Timeout, TooLarge
 from zcluster.sim.checkers import HASH_EVERY, Checkers, WatchedMachine
 from zcluster.sim.promises import Promises
 from zcluster.sim.reference import KeyValueModel
@@ -333,6 +333,157 @@ def test_a_read_ends_only_with_a_value_or_a_timeout(checkers: Checkers, promises
     promises.returned(promises.called(0, (wire.OP_GET, "k")), Timeout("late"))
     with fails("client"):
         promises.returned(promises.called(0, (wire.OP_GET, "k")), NoQuorum("a write's error"))
+
+
+# -- pipelines and listings -------------------------------------------------------------------------------------------
+
+PROGRAM = ((wire.OP_PUT, "a", b"1"), (wire.OP_GET, "a"), (wire.OP_APPEND, "b", b"2"))
+
+
+def test_a_pipeline_is_one_frame_of_the_log(checkers: Checkers, promises: Promises) -> None:
+    call = promises.called_all(0, PROGRAM)
+    apply(checkers, 1, [frame(1, 1, *PROGRAM)], [body(1, b"1", b"2")])
+    promises.returned(call, [1, b"1", b"2"])
+    assert [(record["op"], record["status"]) for record in call.records] == [
+        ("put", "ok"),
+        ("get", "ok"),
+        ("append", "ok"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ops", "results"),
+    [
+        (PROGRAM[:2], (1, b"1")),
+        ((PROGRAM[1], PROGRAM[0], PROGRAM[2]), (None, 1, b"2")),
+        ((*PROGRAM, (wire.OP_DELETE, "c")), (1, b"1", b"2", False)),
+    ],
+    ids=["cut short", "out of order", "with something between"],
+)
+def test_a_pipeline_that_is_in_the_log_as_another(
+    checkers: Checkers, promises: Promises, ops: tuple[Any, ...], results: tuple[Any, ...]
+) -> None:
+    call = promises.called_all(0, PROGRAM)
+    apply(checkers, 1, [frame(1, 1, *ops)], [body(*results)])
+    with fails("pipeline"):
+        promises.returned(call, [1, b"1", b"2"])
+
+
+def test_an_error_in_a_pipeline_stands_for_itself(world: World) -> None:
+    checkers = Checkers(world, REPLICAS, lambda: KeyValueModel(value_bytes_max=4))
+    promises = Promises(world, checkers)
+    ops = ((wire.OP_PUT, "a", b"1"), (wire.OP_PUT, "a", b"too large"), (wire.OP_APPEND, "a", b"2"))
+    error = [wire.E_TOO_LARGE, "the value would have 9 bytes"]
+    call = promises.called_all(0, ops)
+    apply(checkers, 1, [frame(1, 1, *ops)], [body(1, error, b"12")])
+    promises.returned(call, [1, TooLarge(""), b"12"])
+    assert [record["status"] for record in call.records] == ["ok", "fail", "ok"]
+    late = promises.called(0, (wire.OP_PUT, "a", b"also too large"))
+    apply(checkers, 2, [frame(1, 2, late.ops[0])], [body(error)])
+    promises.returned(late, TooLarge(""))
+    with fails("results"):  # as if the error had ended the pipeline
+        others = ((wire.OP_PUT, "a", b"too large again"), (wire.OP_PUT, "a", b"3"))
+        apply(checkers, 3, [frame(1, 3, *others)], [body(error, error)])
+
+
+def test_a_pipeline_with_another_answer_than_in_the_log(checkers: Checkers, promises: Promises) -> None:
+    call = promises.called_all(0, PROGRAM)
+    apply(checkers, 1, [frame(1, 1, *PROGRAM)], [body(1, b"1", b"2")])
+    with fails("results"):
+        promises.returned(call, [1, None, b"2"])
+
+
+def test_a_refused_pipeline_none_of_which_may_be_applied(checkers: Checkers, promises: Promises) -> None:
+    promises.returned(promises.called_all(0, PROGRAM), NoQuorum("certainly not applied"))
+    apply(checkers, 1, [frame(1, 1, PROGRAM[2])], [body(b"2")])
+    with fails("refused write"):
+        promises.finish()
+
+
+def test_reads_of_one_pipeline_stand_at_one_moment(checkers: Checkers, promises: Promises) -> None:
+    reads = ((wire.OP_GET, "a"), (wire.OP_GET, "b"))
+    first, second = promises.called_all(0, reads), promises.called_all(1, reads)
+    put(checkers, 1, "a", b"1", 1)
+    put(checkers, 2, "b", b"2", 2)
+    promises.returned(first, [b"1", b"2"])
+    with fails("stale read"):
+        promises.returned(second, [None, b"2"])
+
+
+def listing(checkers: Checkers) -> None:
+    put(checkers, 1, "k1", b"a", 1)
+    put(checkers, 2, "k2", b"b", 2)
+    put(checkers, 3, "k1", b"c", 3)
+    apply(checkers, 4, [frame(1, 4, (wire.OP_DELETE, "k2"))], [body(True)])
+
+
+@pytest.mark.parametrize(
+    ("after", "count", "page"),
+    [
+        (None, 9, [[], False]),
+        (None, 9, [["k1", b"a"], False]),
+        (None, 9, [["k1", b"a", "k2", b"b"], False]),
+        (None, 9, [["k1", b"c", "k2", b"b"], False]),
+        (None, 9, [["k1", b"c"], False]),
+        (None, 1, [["k1", b"a"], True]),
+        ("k1", 1, [["k2", b"b"], False]),
+        ("k1", 1, [[], False]),
+    ],
+)
+def test_a_page_of_a_listing_is_one_state(
+    checkers: Checkers, promises: Promises, after: str | None, count: int, page: list[Any]
+) -> None:
+    call = promises.called(0, (wire.OP_LIST, "k", after, count))
+    listing(checkers)
+    promises.returned(call, page)
+    assert [(r["op"], r["key"], r["output"]) for r in promises.history] == [
+        ("get", key, value.decode()) for key, value in zip(page[0][::2], page[0][1::2], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "count", "page"),
+    [
+        (None, 9, [["k2", b"b"], False]),  # k1 was there all the time
+        (None, 9, [["k1", b"x"], False]),
+        (None, 9, [["k2", b"b", "k1", b"a"], False]),  # out of order
+        (None, 9, [["k1", b"a"], True]),  # a page of one, where nine were asked for
+        (None, 1, [["k1", b"a", "k2", b"b"], False]),  # more than were asked for
+        ("k1", 1, [["k1", b"c"], False]),
+        (None, 9, [["k1", b"a", "x", b"b"], False]),
+    ],
+)
+def test_a_page_that_never_was(
+    checkers: Checkers, promises: Promises, after: str | None, count: int, page: list[Any]
+) -> None:
+    call = promises.called(0, (wire.OP_LIST, "k", after, count))
+    listing(checkers)
+    with fails("stale read"):
+        promises.returned(call, page)
+
+
+def test_a_page_says_that_more_follows_only_if_more_follows(checkers: Checkers, promises: Promises) -> None:
+    listing(checkers)
+    promises.returned(promises.called(0, (wire.OP_GET, "k1")), b"c")
+    last = promises.called(0, (wire.OP_LIST, "k", None, 1), wire.EVENTUAL)
+    promises.returned(last, [["k1", b"c"], True])  # at index 3, before k2 was deleted
+    promises.returned(promises.called(0, (wire.OP_GET, "k2")), None)
+    with fails("stale read"):
+        promises.returned(promises.called(0, (wire.OP_LIST, "k", None, 1)), [["k1", b"c"], True])
+
+
+@pytest.mark.parametrize(("level", "bound_ms"), [(wire.LINEARIZABLE, 0), (wire.LEASE, 0), (wire.BOUNDED, 50)])
+def test_a_listing_keeps_the_promise_of_its_level(
+    world: World, checkers: Checkers, promises: Promises, level: int, bound_ms: int
+) -> None:
+    write = promises.called(0, (wire.OP_PUT, "k1", b"a"))
+    put(checkers, 1, "k1", b"a", 1)
+    promises.returned(write, 1)
+    world.run_until(world.now + 100 * MS)
+    promises.returned(promises.called(0, (wire.OP_LIST, "", None, 9), wire.EVENTUAL), [[], False])
+    promises.returned(promises.called(0, (wire.OP_LIST, "", None, 9), wire.BOUNDED, 200), [[], False])
+    with fails("stale read"):
+        promises.returned(promises.called(0, (wire.OP_LIST, "", None, 9), level, bound_ms), [[], False])
 
 
 # -- weak durability --------------------------------------------------------------------------------------------------

@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from tests.sim.mutants import MUTANTS, BoastfulFollower, Disloyal, NeverStands, NoElectionRestriction
 from zcluster import wire
+from zcluster.config import ClusterSpec
 from zcluster.consensus.raft import Raft
+from zcluster.machines.api import Machine
+from zcluster.machines.kv import KvStore
 from zcluster.machines.mux import ClusterMachine
 from zcluster.sim.faults import GROUPS
 from zcluster.sim.many import run_many, seeds_from
@@ -128,6 +133,48 @@ class Forgetful(ClusterMachine):
         if self.drops and index % 7 == 0:
             self.kv.apply([[wire.OP_PUT, "k0", b"?"]])
         return results
+
+
+class UntilAnError(KvStore):
+    """Takes a pipeline for a transaction: behind an error in it, nothing is applied any more."""
+
+    def apply(self, ops: list[Any]) -> list[Any]:
+        results: list[Any] = []
+        for op in ops:
+            refused = next((result for result in results if type(result) is list), None)
+            results += super().apply([op]) if refused is None else [refused]
+        return results
+
+
+class AllOrNothing(ClusterMachine):
+    """See UntilAnError."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        super().__init__(4096, spec.settings.value_bytes_max, 10_000)
+        self.kv = UntilAnError(4096, spec.settings.value_bytes_max)
+
+
+class Misses(ClusterMachine):
+    """A listing leaves out its second key."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        super().__init__(4096, spec.settings.value_bytes_max, 10_000)
+
+    def query(self, ops: list[Any]) -> bytes:
+        results = wire.decode(super().query(ops))
+        for op, result in zip(ops, results, strict=True):
+            if op[0] == wire.OP_LIST:
+                del result[0][2:4]
+        return wire.encode(results)
+
+
+@pytest.mark.parametrize(("machine", "found"), [(AllOrNothing, "results"), (Misses, "stale read")])
+def test_pipelines_and_listings_are_judged(machine: Callable[[ClusterSpec], Machine], found: str) -> None:
+    for seed in range(1, 20):
+        outcome = run_case(Case(seed=seed, groups=(), new_machine=machine))
+        if outcome.property:
+            break
+    assert outcome.property == found, outcome.detail
 
 
 def test_a_machine_that_is_not_deterministic_is_found() -> None:

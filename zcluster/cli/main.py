@@ -47,6 +47,11 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "kill": Place("faults", "kill", "Kill with SIGKILL, or another signal"),
         "pause": Place("faults", "pause", "Freeze: hang, but do not die"),
         "resume": Place("faults", "resume", "Let paused nodes go on"),
+        "partition": Place("faults", "partition", "Cut the network between nodes, both ways or one"),
+        "slow": Place("faults", "slow", "Delay what a node sends and hears"),
+        "flaky": Place("faults", "flaky", "Lose or double messages of a node"),
+        "heal": Place("faults", "heal", "End all faults of the network"),
+        "chaos": Place("chaos", "chaos", "Do faults for a while, and check what clients saw"),
     },
     "Data and tasks": {
         "put": Place("kv", "put", "Store a value"),

@@ -19,6 +19,7 @@ CHECK_FAILED: Final = 8
 SEEDS: Final = 100
 BAR: Final = 24
 RECENT_SHOWN: Final = 15
+FAULTS: Final = "network,crash,disk,pause,clock,membership"  # said here too: help must not wait for the simulator
 
 
 @verb("sim")
@@ -27,7 +28,7 @@ RECENT_SHOWN: Final = 15
 @click.option("--seeds", type=click.IntRange(1), help=f"How many seeds (default {SEEDS}; 1 with --seed).")
 @click.option("--seed", type=click.IntRange(0), help="The first seed (default 1).")
 @click.option("--for", "span", type=DURATION, metavar="TIME", help="Go on through the seeds for so long.")
-@click.option("--faults", default="all", metavar="LIST", help="network,crash,disk,pause,clock; all (default) or none.")
+@click.option("--faults", default="all", metavar="LIST", help=f"{FAULTS}; all (default) or none.")
 @click.option("--only", metavar="LIST", help="Keep these faults of the schedule, by position: replays a shorter run.")
 @click.option("--processes", type=click.IntRange(1), help="How many at a time (default: the processors there are).")
 @pass_app
@@ -74,6 +75,7 @@ def sim(
             "wall_seconds": round(report.wall_seconds, 3),
             "operations": report.operations,
             "elections": report.elections,
+            "membership_changes": report.changes,
             "violations": [
                 {"seed": found.seed, "property": found.property, "detail": found.detail} for found in report.violations
             ],
@@ -126,6 +128,7 @@ def _show(app: App, report: Report) -> None:
     wall = max(report.wall_seconds, 1e-9)
     app.show(
         f"{report.seeds:,} seeds · {report.events:,} events · {report.elections:,} elections · "
+        f"{report.changes:,} changes of members · "
         f"{report.operations:,} operations · {seconds_text(report.simulated_seconds)} simulated in {seconds_text(wall)}"
     )
     app.show(

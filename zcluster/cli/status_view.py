@@ -112,6 +112,7 @@ def footer(status: Map) -> list[str]:
         lines.append("Router: " + " · ".join(figures))
     else:
         lines.append("Router: ✗ restarting")
+    lines += network_lines(status)
     durability = str(status.get("durability", "fsync"))
     if durability != "fsync":
         window = f"the last {durability.partition(':')[2]} of" if durability.startswith("interval") else "recent"
@@ -124,6 +125,17 @@ def footer(status: Map) -> list[str]:
     for label, words in _PROBLEMS.items():
         lines += [f"{label}: {problem}" for problem in problems if words in problem]
     return lines + _advice(status)
+
+
+def network_lines(status: Map) -> list[str]:
+    """The faults that somebody has put into the network."""
+    from zcluster.launch.network import lines
+
+    network = status.get("network")
+    broken = lines(network, [node["name"] for node in status["nodes"]]) if network else []
+    left = network["seconds_left"] if network else None
+    ends = f" ({left:.0f}s left)" if left is not None else ""
+    return [f"Network: {line}{ends}" for line in broken]
 
 
 def _advice(status: Map) -> list[str]:

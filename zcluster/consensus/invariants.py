@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from zcluster.consensus.core import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE
 from zcluster.consensus.progress import PROBE, SNAPSHOT
-from zcluster.consensus.raft import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE, Raft
+from zcluster.consensus.raft import Raft
 from zcluster.types import NEVER, NO_REPLICA, Index, ReplicaId, Term
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
 from zcluster.launch.handles import Node, Nodes, ProcessHandle
+from zcluster.launch.network import DIRECTIONS, NetworkFaults, OneOrBoth, Seen, links_of_isolation, links_of_partition
 from zcluster.launch.readiness import Progress
 
 if TYPE_CHECKING:
@@ -79,13 +80,22 @@ class Cluster:
 
     def answering(self) -> list[str]:
         """Nodes that can answer: alive and not frozen."""
-        names = []
+        return [name for name, condition in self.conditions().items() if condition == "up"]
+
+    def conditions(self) -> dict[str, str]:
+        """What the system knows of each node's replica: "up", "paused" or "down"."""
+        return {name: seen.condition for name, seen in self._look().items()}
+
+    def _look(self) -> dict[str, Seen]:
+        found = {}
         for node in self.spec.nodes:
             identity = files.read_run_file(self.directory, node.name)
             stat = system.living(identity) if identity is not None else None
-            if stat is not None and not stat.paused:
-                names.append(node.name)
-        return names
+            if identity is None or stat is None:
+                found[node.name] = Seen("down")
+            else:
+                found[node.name] = Seen("paused" if stat.paused else "up", identity.pid, identity.start_ticks)
+        return found
 
     @property
     def leader(self) -> Node | None:
@@ -183,6 +193,69 @@ class Cluster:
         self.control.call("resume", targets=names)
         return names
 
+    # -- the network among the replicas; see `network` for what these return ------------------------------------------
+    def partition(
+        self,
+        *sides: str | Iterable[str],
+        bridge: str | Iterable[str] = (),
+        direction: OneOrBoth = "both",
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """Cut the network between sides, instead of all cuts before. Clients still reach every node.
+
+        Args:
+            sides: selectors (see `resolve`) or names; the nodes on none of them form one side of their own.
+            bridge: nodes that stay in touch with all sides.
+            direction: of two sides, only what the first sends is cut ("out"), or only what it hears ("in").
+            seconds: then it heals by itself; None: `heal` ends it. A restarted node is in touch with all again.
+        Raises: InvalidInput, Conflict, Degraded.
+        """
+        names = self._node_names(bridge)
+        chosen = [self._node_names(side) for side in sides]
+        nodes = [n.name for n in self.spec.nodes]
+        _check_direction(direction)
+        return self._network.cut(links_of_partition(nodes, chosen, names, direction), seconds)
+
+    def isolate(
+        self, selector: str | Iterable[str], *, direction: OneOrBoth = "both", seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Cut each of these nodes off from all others: what it sends (out), what it hears (in), or both."""
+        nodes = [n.name for n in self.spec.nodes]
+        _check_direction(direction)
+        return self._network.cut(links_of_isolation(nodes, self._node_names(selector), direction), seconds)
+
+    def slow(self, selector: str | Iterable[str], ms: float, *, seconds: float | None = None) -> dict[str, Any]:
+        """Delay what these nodes send to their peers and hear from them, each way; 0 ends it."""
+        return self._network.slow(self._node_names(selector), ms, seconds)
+
+    def flaky(
+        self,
+        selector: str | Iterable[str],
+        loss: float = 0.0,
+        *,
+        duplicate: float = 0.0,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:
+        """Lose or double shares (0 to 1) of what these nodes send to their peers and hear from them; 0 ends it."""
+        return self._network.flaky(self._node_names(selector), loss, duplicate, seconds)
+
+    def heal(self) -> dict[str, Any]:
+        """End all faults of the network. Raises: Degraded (a paused node cannot be told; the others are healed)."""
+        return self._network.heal()
+
+    @property
+    def _network(self) -> NetworkFaults:
+        return NetworkFaults(self.spec, self._look)
+
+    def _node_names(self, selector: str | Iterable[str]) -> list[str]:
+        """Nodes only. Raises: InvalidInput."""
+        parts = [selector] if isinstance(selector, str) else [str(getattr(part, "name", part)) for part in selector]
+        names = list(dict.fromkeys(name for part in parts for name in self.resolve(part)))
+        for name in names:
+            if name not in self.nodes:
+                raise InvalidInput(f"{name} is no node; the network among replicas has {', '.join(self.nodes)}")
+        return names
+
     def stop(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
         """Stop nodes cleanly, all by default; router and supervisor go on (`down` ends the cluster)."""
         names = self.resolve(selector)
@@ -278,3 +351,8 @@ class Cluster:
                     connections.router = None
         finally:
             connections.close()
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise InvalidInput(f"direction {direction!r}: use {', '.join(DIRECTIONS)}")

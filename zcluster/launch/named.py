@@ -72,12 +72,14 @@ def up(
 
 
 def _bring_back(cluster: Cluster) -> dict[str, list[str]]:
-    """Let everything run again that was killed, stopped or paused. Returns: the names, by what was done."""
+    """Let everything run again that was killed, stopped, paused or cut off. Returns: the names, by what was done."""
     processes = cluster.control.call("status")["processes"]
     down = [p["name"] for p in processes if p["kind"] == "replica" and p["state"] in ("down", "failed")]
     paused = [p["name"] for p in processes if p["paused"]]
     of_paused_nodes = {worker for name in paused for worker in cluster.spec.worker_names(name)}
     cluster.resume("all,router")
+    if any(node.get("faults") for node in cluster.status()["nodes"]):
+        cluster.heal()
     cluster.start("all")
     return {"started": down, "resumed": [name for name in paused if name not in of_paused_nodes]}
 

@@ -7,7 +7,7 @@ starting, dead) costs the caller its timeout and nothing else. Threads: each obj
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import zmq
@@ -135,8 +135,10 @@ def _receive(socket: zmq.Socket[bytes]) -> Reply | None:
             return wire.HEAD.unpack(parts[0])[0], parts[1]
 
 
-def ask(spec: ClusterSpec, names: Iterable[str], kind: int, body: bytes = b"", *, timeout_s: float) -> dict[str, Reply]:
-    """One question to several processes at once.
+def ask(
+    spec: ClusterSpec, names: Iterable[str], kind: int, body: bytes | Mapping[str, bytes] = b"", *, timeout_s: float
+) -> dict[str, Reply]:
+    """One question to several processes at once; `body` may differ by name.
 
     Returns:
         Who answered within `timeout_s`: name -> (kind, body).
@@ -154,7 +156,8 @@ def ask(spec: ClusterSpec, names: Iterable[str], kind: int, body: bytes = b"", *
         while len(answers) < len(names_of) and (left_s := give_up - time.monotonic()) > 0:
             for socket, events in poller.poll(int(left_s * 1000) + 1):
                 if events & zmq.POLLOUT:
-                    socket.send_multipart([wire.pack_head(kind, 1), body], zmq.NOBLOCK)
+                    content = body if isinstance(body, bytes) else body[names_of[socket]]
+                    socket.send_multipart([wire.pack_head(kind, 1), content], zmq.NOBLOCK)
                     poller.modify(socket, zmq.POLLIN)
                 elif (reply := _receive(socket)) is not None and reply[0] != wire.LEADER:
                     answers[names_of[socket]] = reply

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ import msgspec
 
 from zcluster import config
 from zcluster.config import ClusterSpec
-from zcluster.launch import files, remedies
+from zcluster.launch import files, network, remedies
 from zcluster.launch import process as system
 
 FORMAT: Final = 1
@@ -60,8 +61,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "balance": spec.settings.balance,
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
-        "quorum": sum(n["responsive"] and not n["repair"] for n in nodes) > len(nodes) // 2,
+        "quorum": False,
         "nodes": nodes,
+        "network": network.describe([n["name"] for n in nodes], {n["name"]: n.get("faults", ()) for n in nodes}),
         "routers": routers,
         "workers": workers,
         "workers_down": [
@@ -77,6 +79,8 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "directory": spec.directory,
         "ephemeral": spec.ephemeral,
     }
+    able = [n["name"] for n in nodes if n["responsive"] and not n["repair"]]
+    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(nodes) // 2
     if supervisor is not None:
         report["state"] = judge(report)
     report["problems"], report["fix"] = explain(report)
@@ -160,10 +164,13 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
 
 
 def judge(report: Map) -> str:
-    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused.
-    no_quorum: no majority of nodes answers that may vote; one that repairs itself may not."""
+    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused, and no
+    fault in the network.
+    no_quorum: no majority of nodes answers that may vote and is in touch; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
+    if network.lines(report["network"], [n["name"] for n in report["nodes"]]):
+        return DEGRADED
     nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
     registered = sum(w["registered"] for w in report["workers"])
     frozen = any(w["paused"] for w in report["workers"])
@@ -188,6 +195,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} does not answer")
         elif node["repair"]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
+    broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
+    problems += broken
     force: list[str] = []
     if not report["leader"]:
         problems.append("no leader")
@@ -207,6 +216,7 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
     problems += remedies.workers(report)
     fixes = remedies.start(command, down, report["directory"]) + force
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
+    fixes += [f"{command} heal"] if broken else []
     return problems, fixes
 
 
@@ -225,14 +235,13 @@ def ago(seconds: float) -> str:
 def directory_bytes(path: str) -> int:
     """Bytes that a directory takes on disk (allocated blocks), files below it included."""
     total = 0
-    try:
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                total += directory_bytes(entry.path)
-            else:
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-    except OSError:
-        return total
+    with suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with suppress(OSError):  # it has gone meanwhile; the others are still there
+                if entry.is_dir(follow_symlinks=False):
+                    total += directory_bytes(entry.path)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
 
 

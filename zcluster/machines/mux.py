@@ -204,7 +204,7 @@ class MachineSnapshot:
         for pairs in self._view.pairs():
             pair_count += len(pairs) // 2
             yield _PAIRS, pairs
-        for rows in _session_rows(self._sessions):
+        for rows in session_rows(self._sessions):
             yield _SESSIONS, rows
         yield _END, [pair_count, len(self._sessions)]
 
@@ -233,7 +233,7 @@ class _Chunks:
         self._snapshot.close()
 
 
-def _session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
+def session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
     """Rows for Sessions.load, in lists of about CHUNK_BYTES; a session with many results spans several rows."""
     rows: list[Any] = []
     size_bytes = 0

@@ -56,8 +56,14 @@ class Sending:
     def __init__(
         self, context: Context, endpoint: str, security: Security | None, envelope: bytes, outgoing: Outgoing
     ) -> None:
-        self.socket = make_socket(context, zmq.DEALER, connect=endpoint, security=security, high_water=WINDOW + 1)
-        self.socket.setsockopt(zmq.IMMEDIATE, 0)  # the first chunks may wait for the connection; silence ends it
+        self.socket = make_socket(
+            context,
+            zmq.DEALER,
+            connect=endpoint,
+            security=security,
+            high_water=WINDOW + 1,
+            immediate=False,  # the first chunks may wait for the connection; silence ends it
+        )
         self.outgoing = outgoing
         self._envelope = envelope
 
@@ -91,9 +97,22 @@ class Sending:
 
 
 class SnapshotSender:
-    """All checkpoints being sent, at most one a replica. Owned by the event loop."""
+    """All checkpoints being sent, at most one a replica. Owned by the event loop.
 
-    def __init__(self, context: Context, disk: Disk, checkpoints: Path, security: Security | None) -> None:
+    Args:
+        severed: whether the network between us and a replica is cut, on purpose; a transfer ends then.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        disk: Disk,
+        checkpoints: Path,
+        security: Security | None,
+        *,
+        severed: Callable[[ReplicaId], bool] = lambda replica: False,
+    ) -> None:
+        self._severed = severed
         self._context = context
         self._disk = disk
         self._checkpoints = checkpoints
@@ -101,8 +120,10 @@ class SnapshotSender:
         self._sending: dict[ReplicaId, Sending] = {}
 
     def start(self, to: ReplicaId, endpoint: str, envelope: Envelope, term: int, meta: SnapshotMeta, now: int) -> bool:
-        """Begin (anew). False: that checkpoint is not here any more."""
+        """Begin (anew). False: that checkpoint is not here any more, or nothing gets there."""
         self.stop(to)
+        if self._severed(to):
+            return False
         outgoing = open_outgoing(self._disk, self._checkpoints, meta, term, now)
         if outgoing is None:
             return False
@@ -131,7 +152,7 @@ class SnapshotSender:
                 verdict = sending.receive(now)
             except StorageError:
                 verdict = False
-            if verdict is None and sending.outgoing.is_silent(now):
+            if verdict is None and (sending.outgoing.is_silent(now) or self._severed(replica)):
                 verdict = False
             if verdict is not None:
                 self.stop(replica)
@@ -160,7 +181,9 @@ class SnapshotReceiver:
         me: Envelope,
         new_machine: Callable[[], Machine],
         notify: Callable[[], None],
+        severed: Callable[[ReplicaId], bool] = lambda replica: False,
     ) -> None:
+        self._severed = severed
         self.socket = make_socket(
             context, zmq.ROUTER, bind=bind, security=security, message_bytes_max=2 * CHUNK_BYTES, high_water=100
         )
@@ -189,7 +212,7 @@ class SnapshotReceiver:
                 me.cluster_id,
                 me.sender,
             )
-            if not fits or not 0 < piece.size <= SNAPSHOT_BYTES_MAX:
+            if not fits or not 0 < piece.size <= SNAPSHOT_BYTES_MAX or self._severed(envelope.sender):
                 self.dropped += 1
                 continue
             self._take(identity, envelope, piece, data)

@@ -10,6 +10,7 @@ log, and one writes or receives a checkpoint; they report through an eventfd. So
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from zcluster.consensus.api import AnyMessage
 from zcluster.errors import InvalidInput, NotLeader, StorageError
 from zcluster.machines.api import Machine
 from zcluster.node import status
-from zcluster.node.deaths import DeathWatch
+from zcluster.node.deaths import DeathWatch, RuledPeers
 from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
 from zcluster.node.replica import Effects, Replica
@@ -34,6 +35,7 @@ from zcluster.storage.disk import Disk
 from zcluster.storage.recover import Store
 from zcluster.storage.writer import Writer
 from zcluster.transport.clients import ClientSocket
+from zcluster.transport.faults import FaultyNetwork, decode_order
 from zcluster.transport.peers import Envelope, PeerLinks
 from zcluster.transport.sockets import Security, serve_authentication
 from zcluster.transport.wakeup import Wakeup
@@ -84,8 +86,11 @@ class Server:
             decode=msgspec.msgpack.Decoder(AnyMessage).decode,
             security=security,
         )
+        self._faults: FaultyNetwork[AnyMessage] = FaultyNetwork(
+            self._peers.send, random.Random(f"{spec.cluster_id}.{me.sender}.{me.incarnation}.faults")
+        )
         self._clients = ClientSocket(self._context, bind=spec.endpoint(node, CLIENT), security=security)
-        self._senders = SnapshotSender(self._context, disk, store.checkpoints, security)
+        self._senders = SnapshotSender(self._context, disk, store.checkpoints, security, severed=self._faults.severed)
         self._receiver = SnapshotReceiver(
             self._context,
             disk,
@@ -95,8 +100,10 @@ class Server:
             me=me,
             new_machine=new_machine,
             notify=wakeup.set,
+            severed=self._faults.severed,
         )
         self._deaths = DeathWatch()
+        self._ruled_peers = RuledPeers()
         self._started = monotonic()
         self.replica = make_replica(self._deaths.verify, self._started)
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
@@ -139,7 +146,8 @@ class Server:
         if self._poller_stale:
             self._update_poller()
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), log_due, until)
+        network_due = self._faults.next_deadline() if self._faults.active else NEVER
+        due = min(self.replica.next_deadline(), self._senders.next_deadline(), network_due, log_due, until)
         before = monotonic()
         # What follows from a write may be another write, submitted since the log was last pumped.
         unwritten = not self._writer.busy() and self._writer.waiting()
@@ -158,6 +166,8 @@ class Server:
             if fd in events:
                 self._death_seen = True
         now = monotonic()
+        if self._faults.active:
+            peer_messages = self._faults.inward(peer_messages, now)
         self._feed(now, peer_messages, requests)
         self._carry_out(self.replica.turn(now, _wall_ms()))
         self._maintaining = self.replica.machine.maintain()
@@ -187,6 +197,8 @@ class Server:
         for client, kind, request, body in requests:
             if kind == wire.STATUS:
                 self._clients.send(client, wire.pack_head(wire.RESULT, request), self._encode(self.describe(now)))
+            elif kind == wire.FAULTS:
+                self._order_faults(client, request, body, now)
             else:
                 replica.client_message(client, kind, request, body, now)
         if self._death_seen:
@@ -194,6 +206,8 @@ class Server:
             for lost, incarnation in self._deaths.newly_dead():
                 journal(self._node, f"replica {lost} (incarnation {incarnation}) has exited")
                 replica.peer_lost(lost, incarnation, now)
+            for gone in self._ruled_peers.gone():
+                self._faults.forget(gone, now)
         installed = self._receiver.installed()
         if installed is not None:
             meta = installed.message.meta
@@ -215,7 +229,10 @@ class Server:
             for to, message in out.messages:
                 if message is not encoded:  # the same object goes to several followers: encode it once
                     encoded, body = message, self._encode(message)
-                self._peers.send(to, body)
+                if self._faults.active:
+                    self._faults.outward(to, body, monotonic())
+                else:
+                    self._peers.send(to, body)
         for batch in out.writes:
             self._writer.submit(batch)
         if not replies_first:
@@ -232,6 +249,21 @@ class Server:
     def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
         for client, head, body in replies:
             self._clients.send(client, head, body)
+
+    def _order_faults(self, client: bytes, request: int, body: bytes, now: Nanoseconds) -> None:
+        """Do to our own network what somebody asks for, and say which rules are in force."""
+        try:
+            order = decode_order(body)
+        except wire.DecodeError as error:
+            refusal = self._encode([wire.E_BAD_REQUEST, f"not an order for the network: {error}"])
+            self._clients.send(client, wire.pack_head(wire.FAILED, request), refusal)
+            return
+        self._faults.obey(order, now)
+        self._ruled_peers.watch(self._faults.rules.all)
+        self._poller_stale = self._death_seen = True  # one of them may be dead already
+        rules = status.describe_faults(self._spec, self._faults.rules.all, now)
+        journal(self._node, f"faults of the network: {'; '.join(map(str, rules)) or 'none'}")
+        self._clients.send(client, wire.pack_head(wire.RESULT, request), self._encode(rules))
 
     def _prune(self) -> Index:
         """In the log's helper thread: let old checkpoints go. Returns the first index that the log must keep."""
@@ -254,7 +286,7 @@ class Server:
     def _update_poller(self) -> None:
         """Poll exactly the descriptors that matter now."""
         wanted: set[Any] = {self._peers.inbound, self._clients.socket, self._receiver.socket, self._wakeup.fd}
-        self._death_fds = self._deaths.descriptors()
+        self._death_fds = self._deaths.descriptors() + self._ruled_peers.descriptors()
         wanted.update(self._death_fds)
         wanted.update(self._senders.sockets())
         if wanted != self._watched:
@@ -337,6 +369,7 @@ class Server:
         self._peers.close()
         self._clients.close()
         self._deaths.close()
+        self._ruled_peers.close()
         if self._authentication is not None:
             self._authentication.stop()  # type: ignore[attr-defined]
         self._context.destroy(linger=0)
@@ -359,8 +392,12 @@ class Server:
                 "client_dropped": self._clients.dropped,
                 "client_unsent": self._clients.unsent,
                 "snapshot_dropped": self._receiver.dropped,
+                "faults_lost": self._faults.lost,
+                "faults_delayed": self._faults.delayed,
+                "faults_doubled": self._faults.doubled,
             },
             damage=str(damage) if damage is not None else None,
+            faults=status.describe_faults(self._spec, self._faults.rules.all, now),
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterable
 from typing import Any
 
 from zcluster.config import ClusterSpec, parse_durability
 from zcluster.node.replica import Replica
 from zcluster.storage.writer import Completion
-from zcluster.types import MS, Nanoseconds
+from zcluster.transport.faults import EVERYBODY, Rule
+from zcluster.types import MS, NEVER, Nanoseconds
 
 
 def describe(
@@ -23,6 +25,7 @@ def describe(
     now: Nanoseconds,
     counters: dict[str, int],
     damage: str | None,
+    faults: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The answer to a STATUS request. `counters`: messages dropped and unsent, for those who look for trouble."""
     core = replica.core.status()
@@ -64,4 +67,22 @@ def describe(
         "uptime_ms": (now - started) // MS,
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "counters": counters,
+        "faults": faults,
     }
+
+
+def describe_faults(spec: ClusterSpec, rules: Iterable[Rule], now: Nanoseconds) -> list[dict[str, Any]]:
+    """The rules that a node's network is under; `peer` None: all peers; `seconds_left` None: until `heal`."""
+    return [
+        {
+            "kind": rule.kind,
+            "direction": rule.direction,
+            "peer": (spec.node_name(rule.peer) or f"replica {rule.peer}") if rule.peer != EVERYBODY else None,
+            "delay_ms": rule.delay / MS,
+            "loss": rule.loss,
+            "duplicate": rule.duplicate,
+            "seconds_left": round((rule.until - now) / 1e9, 3) if rule.until != NEVER else None,
+        }
+        for rule in rules
+        if rule.until > now
+    ]

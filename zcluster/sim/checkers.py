@@ -14,6 +14,8 @@ replica by itself) runs here after every step too. What clients see is judged in
     leader completeness      whoever is elected has every entry committed in an earlier term
     commit                   counts copies that are on the disks of a majority, and entries of the own term
     state-machine safety     one entry, one answer, one state hash at an index; applied in order
+    amnesia                  no replica whose disk was replaced takes part again under its id
+    membership               see `configurations`
     durability               what was acknowledged by a disk is found again by recovery; no healthy disk is refused
 
 After a power cut in a weak durability mode the log behind `stable` may be another one than before (`power_cut`).
@@ -27,12 +29,26 @@ from typing import Any, Final, NamedTuple, Protocol
 from zcluster import wire
 from zcluster.consensus import invariants
 from zcluster.consensus.api import AnyMessage, AppendReply, VoteReply, VoteRequest
-from zcluster.consensus.raft import LEADER, Raft
+from zcluster.consensus.core import LEADER
+from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
-from zcluster.sim.reference import Model
+from zcluster.sim.configurations import NOBODY, Configurations, LogOfMembers, configuration_of, has_majority
+from zcluster.sim.reference import FrameModel
 from zcluster.sim.world import Violation, World
 from zcluster.storage.recover import RecoveredStore
-from zcluster.types import KIND_FRAMES, Entry, HardState, Index, Nanoseconds, ReplicaId, SnapshotMeta, Term, WriteBatch
+from zcluster.types import (
+    KIND_CONFIG,
+    KIND_FRAMES,
+    Configuration,
+    Entry,
+    HardState,
+    Index,
+    Nanoseconds,
+    ReplicaId,
+    SnapshotMeta,
+    Term,
+    WriteBatch,
+)
 
 HASH_EVERY: Final = 16
 
@@ -71,15 +87,21 @@ class Shadow:
         "highest",
         "last_index",
         "log_time_ms",
+        "members",
         "pending",
         "repair",
         "said",
         "snapshot_index",
         "suspect_tail",
         "terms",
+        "voters",
+        "wiped",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, initial: Configuration) -> None:
+        self.members = LogOfMembers(initial)
+        self.voters = initial.voters  # in force after the last turn
+        self.wiped = False  # its disk is gone, and with it the right to speak
         self.hard_state = HardState()
         self.last_index: Index = 0
         self.highest: Index = 0  # ever acknowledged in this life
@@ -101,15 +123,16 @@ class Checkers:
     """
     Args:
         new_model: makes the model that the committed log is checked against.
-        replicas: voters of the (fixed) configuration.
+        replicas: voters of the first configuration.
     """
 
-    def __init__(self, world: World, replicas: tuple[ReplicaId, ...], new_model: Callable[[], Model]) -> None:
+    def __init__(self, world: World, replicas: tuple[ReplicaId, ...], new_model: Callable[[], FrameModel]) -> None:
         self._world = world
         self._new_model = new_model
-        self._majority = len(replicas) // 2 + 1
-        self.model: Model = new_model()
-        self.shadows = {replica: Shadow() for replica in replicas}
+        self.initial = Configuration(tuple(sorted(replicas)))
+        self.configurations = Configurations(self.initial)
+        self.model: FrameModel = new_model()
+        self.shadows = {replica: Shadow(self.initial) for replica in replicas}
         self.leases = True  # False: the clocks of this world differ, so nobody relies on them
         self.leaders: dict[Term, ReplicaId] = {}
         self.elections = 0
@@ -117,6 +140,7 @@ class Checkers:
         self._written: dict[tuple[Index, Term], Written] = {}
         self._holders: dict[tuple[Index, Term], int] = {}  # bit set of replicas that have had it on disk
         self.committed: dict[Index, Term] = {}
+        self._commit_terms: set[Term] = set()
         self.committed_at: list[tuple[Nanoseconds, Index]] = []
         self.highest: Index = 0  # committed, as far as anybody knows
         self._highest_in: dict[Term, Index] = {}  # committed in that term
@@ -125,6 +149,10 @@ class Checkers:
         self._hashes: dict[Index, str] = {}
         self._former: dict[Index, Term] = {}  # committed before a power cut that may have taken it away
         self._former_applied: dict[Index, Applied] = {}
+
+    def joined(self, replica: ReplicaId) -> None:
+        """One more, that belongs to no configuration yet."""
+        self.shadows[replica] = Shadow(NOBODY)
 
     # -- the disk -----------------------------------------------------------------------------------------------------
 
@@ -139,9 +167,18 @@ class Checkers:
             if known != hard.voted_for:
                 raise Violation("vote once", f"{replica} in term {hard.term}: {known}, then {hard.voted_for}")
         terms = shadow.terms
+        members = shadow.members
         if batch.snapshot is not None:
-            terms[batch.snapshot.index] = batch.snapshot.epoch
+            meta = batch.snapshot
+            members.install(meta.index, meta.configuration, kept=terms.get(meta.index) == meta.epoch)
+            terms[meta.index] = meta.epoch
+        if batch.truncate_after is not None:
+            members.truncate(batch.truncate_after)
+            for index in [index for index in terms if index > batch.truncate_after]:
+                del terms[index]
         for entry in batch.entries:
+            if entry.kind == KIND_CONFIG:
+                members.append(self.configurations.written(replica, entry, members.current))
             self._match(replica, entry, terms.get(entry.index - 1))
             terms[entry.index] = entry.epoch
 
@@ -188,6 +225,8 @@ class Checkers:
     def recovered(self, replica: ReplicaId, found: RecoveredStore) -> None:
         """What a start has read from the disk, before the replica takes part."""
         shadow = self.shadows[replica]
+        if shadow.wiped:
+            raise Violation("amnesia", f"{replica} takes part again, although its disk was replaced")
         hard, last = shadow.hard_state, found.entries[-1].index if found.entries else 0
         if found.checkpoint is not None:
             last = max(last, found.checkpoint.index)
@@ -208,12 +247,19 @@ class Checkers:
         shadow.terms = terms = {0: 0}
         if found.checkpoint is not None:
             terms[found.checkpoint.index] = found.checkpoint.epoch
+        base = found.checkpoint.configuration if found.checkpoint else self._first_members(replica)
+        shadow.members = LogOfMembers(base)
         for entry in found.entries:
+            if entry.kind == KIND_CONFIG:
+                shadow.members.append(configuration_of(entry))
             self._match(replica, entry, terms.get(entry.index - 1))
             terms[entry.index] = entry.epoch
             key = (entry.index, entry.epoch)
             self._holders[key] = self._holders.get(key, 0) | 1 << replica
         self._begin_life(shadow, found, last)
+
+    def _first_members(self, replica: ReplicaId) -> Configuration:
+        return self.initial if replica in self.initial.voters else NOBODY
 
     def _begin_life(self, shadow: Shadow, found: RecoveredStore, last: Index) -> None:
         shadow.hard_state = found.hard_state
@@ -221,6 +267,7 @@ class Checkers:
         shadow.snapshot_index = found.checkpoint.index if found.checkpoint else 0
         shadow.committed = shadow.snapshot_index
         shadow.log_time_ms = found.checkpoint.log_time_ms if found.checkpoint else 0
+        shadow.voters = shadow.members.current.voters
         shadow.pending = []
         shadow.before = None
         shadow.acknowledged = (0, 0)
@@ -281,6 +328,12 @@ class Checkers:
             self._elected(replica, core)
         if after.commit_index > shadow.committed:
             self._commit(replica, core, shadow, after)
+        if after.role == LEADER:
+            self.configurations.check_fresh(self.highest, self._commit_terms)
+        current, handed = core.membership.current, shadow.members.current
+        if (current.voters, current.learners) != (handed.voters, handed.learners):
+            raise Violation("membership", f"{replica} goes by {current}, the log it wrote ends with {handed}")
+        shadow.voters = current.voters
 
     def _elected(self, replica: ReplicaId, core: Raft) -> None:
         term = core.term
@@ -290,7 +343,7 @@ class Checkers:
             raise Violation("election safety", f"{known} and {replica} both lead in term {term}")
         self._check_leases(replica, term)
         votes = [voter for voter in self.shadows if self._votes.get((voter, term)) == replica]
-        if len(votes) < self._majority:
+        if not has_majority(votes, core.membership.current.voters):
             raise Violation("election safety", f"{replica} leads in {term} by the votes of {votes}")
         # Votes may be late: then somebody leads in a term that is over, and knows nothing of what came after it.
         highest = max((index for earlier, index in self._highest_in.items() if earlier < term), default=0)
@@ -322,27 +375,34 @@ class Checkers:
             raise Violation(
                 "commit", f"{replica}, leading in {after.term}, commits {after.commit_index} of an older term by count"
             )
+        configurations = [shadow.voters, core.membership.current.voters]  # the turn may have changed them behind it
+        if after.role != LEADER:  # whoever led then may have gone by a change that did not get this far
+            configurations += [found.voters for found in self.configurations.possible()]
         for index in range(max(shadow.committed + 1, log.base_index), after.commit_index + 1):
             term = log.term(index)
             if index and term is not None and self.committed.get(index) != term:
-                self._commit_one(replica, index, term)
+                self._commit_one(replica, index, term, configurations)
                 self._highest_in[after.term] = max(self._highest_in.get(after.term, 0), index)
         shadow.committed = after.commit_index
 
-    def _commit_one(self, replica: ReplicaId, index: Index, term: Term) -> None:
+    def _commit_one(
+        self, replica: ReplicaId, index: Index, term: Term, configurations: list[tuple[ReplicaId, ...]]
+    ) -> None:
         if index in self.committed:
             raise Violation(
                 "state-machine safety", f"{replica} commits {index} of term {term}, known is {self.committed[index]}"
             )
-        holders = self._holders.get((index, term), 0).bit_count()
-        if holders < self._majority:
-            holders += sum(
-                shadow.snapshot_index >= index and not self._holders.get((index, term), 0) >> other & 1
-                for other, shadow in self.shadows.items()
-            )
-        if holders < self._majority:
-            raise Violation("commit", f"{replica} commits {index} of term {term} with {holders} copies on disks")
+        mask = self._holders.get((index, term), 0)
+        holders = [
+            other
+            for other, shadow in self.shadows.items()
+            if mask >> other & 1 or shadow.snapshot_index >= index  # a checkpoint holds it too
+        ]
+        if not any(has_majority(holders, voters) for voters in configurations if voters):
+            raise Violation("commit", f"{replica} commits {index} of term {term} with copies on disks of {holders}")
         self.committed[index] = term
+        self._commit_terms.add(term)
+        self.configurations.committed_at(index, term)
         self._former.pop(index, None)
         self.highest = max(self.highest, index)
         self.committed_at.append((self._world.now, index))

@@ -1,61 +1,70 @@
 """Clients of the simulated cluster: production sessions, each shared by a few callers.
 
-A caller has one operation under way, then thinks, then asks for the next; so `client` in the history is a caller.
-Written values are unique in a run. A session's messages go through the network of the world like everybody's; now and
-then one is reported as unsent, as a socket does that knows it is not connected.
+A caller has one thing under way (an operation, a pipeline, a listing), then thinks, then asks for the next; so `client`
+in the history is a caller. What is asked for is decided elsewhere (`load`), and so is whether the answers are right
+(`promises`). A session's messages go through the network of the world like everybody's; now and then one is reported as
+unsent, as a socket does that knows it is not connected.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
-from typing import Any, Final
-
-import msgspec
+from typing import Any, Final, Protocol
 
 from zcluster import wire
 from zcluster.client.session import ClientSession
 from zcluster.sim.cluster import Cluster, client_endpoint
+from zcluster.sim.load import Ask, Load
 from zcluster.sim.network import Network
-from zcluster.sim.promises import Call, Promises
+from zcluster.sim.promises import Call, Op
 from zcluster.sim.world import World
 from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId
 
 CALLERS_MAX: Final = 100
+FIND_NODE: Final[Nanoseconds] = 50 * MS  # until a client knows where a node is that it heard of
+OP_BYTES: Final = 32  # about what one takes on the wire
 
 
-class Load(msgspec.Struct, kw_only=True):
-    """What the clients of a world do. think: mean pause between two operations of a caller; timeout: of an operation,
-    shortest and longest; levels: consistency levels of reads that are used."""
+class Work(Protocol):
+    """What one client asks for."""
 
-    sessions: int = 2
-    callers: int = 3
-    keys: int = 4
-    think: Nanoseconds = 20 * MS
-    read_share: float = 0.4
-    timeout: tuple[Nanoseconds, Nanoseconds] = (500 * MS, 8000 * MS)
-    levels: tuple[int, ...] = (wire.LINEARIZABLE, wire.LEASE, wire.BOUNDED, wire.EVENTUAL)
+    def choose(self) -> Ask: ...
+
+    def following(self, call: Call, result: Any) -> Ask | None: ...
+
+    def last(self) -> Sequence[Ask]: ...
+
+
+class Judge(Protocol):
+    """Who compares the answers with what was promised."""
+
+    def called(self, caller: int, op: Op, consistency: int, bound_ms: int) -> Call: ...
+
+    def called_all(self, caller: int, ops: tuple[Op, ...], consistency: int) -> Call: ...
+
+    def returned(self, call: Call, value: Any) -> None: ...
 
 
 class SimulatedClient:
-    """One session. `busy`: operations under way."""
+    """One session. `busy`: calls under way."""
 
     def __init__(
-        self, world: World, network: Network, cluster: Cluster, promises: Promises, number: int, load: Load
+        self, world: World, network: Network, cluster: Cluster, judge: Judge, work: Work, number: int, load: Load
     ) -> None:
         self.identity = b"c%d" % number
         self.busy = 0
         self.stopped = False
+        self.work = work
         self._world = world
         self._network = network
         self._cluster = cluster
-        self._promises = promises
+        self._judge = judge
         self._load = load
         self._number = number
         self._random: Random = world.random(f"client {number}")
         self.endpoint = client_endpoint(self.identity)
-        self._serial = 0
         self._wake_at: Nanoseconds = NEVER
-        self._pumping = False
         draw = world.random(f"nonce {number}")
         self.session = ClientSession(
             cluster.nodes,
@@ -74,44 +83,56 @@ class SimulatedClient:
     # -- operations ---------------------------------------------------------------------------------------------------
 
     def _issue(self, caller: int) -> None:
-        if self.stopped:
-            return
-        self.ask(self._choose(caller), caller)
+        if not self.stopped:
+            self.ask(self.work.choose(), caller)
 
-    def _choose(self, caller: int) -> tuple[Any, ...]:
-        draw, load = self._random, self._load
-        key = f"k{draw.randrange(load.keys)}"
-        if draw.random() < load.read_share:
-            return (wire.OP_GET, key)
-        self._serial += 1
-        value = b"%d.%d;" % (self._number, self._serial)
-        dice = draw.random()
-        if dice < 0.4:
-            return (wire.OP_PUT, key, value)
-        if dice < 0.65:
-            return (wire.OP_APPEND, key, value)
-        if dice < 0.75:
-            return (wire.OP_DELETE, key)
-        expected = self._promises.value(key) if draw.random() < 0.8 else None
-        return (wire.OP_CAS, key, expected, value if draw.random() < 0.8 else None)
-
-    def ask(self, op: tuple[Any, ...], caller: int = 0, *, patient: bool = False) -> Call:
-        """Start one operation. `patient`: with the longest timeout, and reads linearizable."""
+    def ask(self, ask: Ask, caller: int = 0, *, patient: bool = False, like: Call | None = None) -> Call:
+        """Begin one call. `patient`: with the longest timeout, and reads linearizable; `like`: with the consistency of
+        that one."""
         draw, load, now = self._random, self._load, self._world.now
         low, high = load.timeout
         deadline = now + (high if patient else low + draw.randrange(high - low + 1))
         level, bound_ms = wire.LINEARIZABLE, 0
-        if op[0] == wire.OP_GET and not patient:
+        if like is not None:
+            level, bound_ms = like.consistency, like.bound_ms
+        elif ask.level >= 0 and not patient:
+            level = ask.level
+        elif ask.only_reads and not ask.program and not patient:
             level = load.levels[draw.randrange(len(load.levels))]
             bound_ms = draw.choice((20, 200, 1000)) if level == wire.BOUNDED else 0
-        call = self._promises.called(self._number * CALLERS_MAX + caller, op, level, bound_ms)
+        me = self._number * CALLERS_MAX + caller
+        session, ops = self.session, ask.ops
         self.busy += 1
-        if op[0] == wire.OP_GET:
-            self.session.read(op, (call, caller), deadline, level, bound_ms)
+        if ask.program:
+            call = self._judge.called_all(me, ops, level)
+            token = (call, caller)
+            if ask.only_reads:
+                session.read_all(list(ops), token, deadline, level)
+            else:
+                session.write_all(list(ops), token, deadline, OP_BYTES * len(ops))
         else:
-            self.session.write(op, (call, caller), deadline, 32)
+            call = self._judge.called(me, ops[0], level, bound_ms)
+            if ask.only_reads:
+                session.read(ops[0], (call, caller), deadline, level, bound_ms)
+            else:
+                session.write(ops[0], (call, caller), deadline, OP_BYTES)
         self._pump()
         return call
+
+    def _take_result(self, call: Call, caller: int, value: Any) -> None:
+        self.busy -= 1
+        self._judge.returned(call, value)
+        if self.stopped:
+            return
+        following = self.work.following(call, value)
+        if following is not None:
+            self._world.after(0, self._ask_on, following, caller, call)
+        else:
+            self._world.after(int(self._random.expovariate(1.0) * self._load.think), self._issue, caller)
+
+    def _ask_on(self, ask: Ask, caller: int, like: Call) -> None:
+        if not self.stopped:
+            self.ask(ask, caller, like=like)
 
     # -- what arrives -------------------------------------------------------------------------------------------------
 
@@ -121,7 +142,8 @@ class SimulatedClient:
         self._pump()
 
     def node_up(self, replica: ReplicaId) -> None:
-        self.session.connected(replica, self._world.now)
+        """A node can be sent to; one that is new is found in the description of the cluster."""
+        self.session.add_replica(replica, self._world.now)
         self._pump()
 
     def node_down(self, replica: ReplicaId) -> None:
@@ -150,11 +172,10 @@ class SimulatedClient:
         if session.results:
             results, session.results = session.results, []
             for (call, caller), value in results:
-                self.busy -= 1
-                self._promises.returned(call, value)
-                if not self.stopped and caller >= 0:
-                    pause = int(self._random.expovariate(1.0) * self._load.think)
-                    self._world.after(pause, self._issue, caller)
+                self._take_result(call, caller, value)
+        for stranger in sorted(session.strangers):
+            self._world.after(FIND_NODE, self.node_up, stranger)
+        session.strangers.clear()
         due = session.next_deadline()
         if due < self._wake_at:
             self._wake_at = max(due, now + 1)

@@ -11,116 +11,34 @@ modes go). The kernel of the machine tells survivors whose process has exited, l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from zcluster import wire
-from zcluster.config import ClusterSpec
+from zcluster.config import FORMAT
 from zcluster.consensus.api import AnyMessage, InstallSnapshot
-from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.raft import Raft
 from zcluster.errors import Corrupt, StorageError, WrongCluster
-from zcluster.machines.api import Machine
 from zcluster.node import start, transfer
 from zcluster.node.replica import Effects, Replica
 from zcluster.sim.checkers import Checkers, WatchedMachine
 from zcluster.sim.disk import Crashed, SimulatedDisk
 from zcluster.sim.network import CLIENTS, Network
+from zcluster.sim.process import Capture, Life, Node, Options, Received, Request
 from zcluster.sim.world import Violation, World
 from zcluster.storage.checkpoint import CheckpointWriter, prune
-from zcluster.storage.recover import Store
+from zcluster.storage.recover import Store, open_store
 from zcluster.storage.writer import InlineWriter
-from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId, SnapshotMeta
+from zcluster.types import MS, NEVER, Identity, Nanoseconds, ReplicaId, SnapshotMeta
 
-Received = tuple[ReplicaId, int, bytes]
-Request = tuple[bytes, int, int, bytes]
 WALL_MS: Final = 1_700_000_000_000
-OPERATOR: Final = b""  # a client nobody answers
+OPERATOR: Final = b""  # asks beside the network
 ASLEEP: Final[Nanoseconds] = 10 * MS  # a paused process is looked at again after so long
 
 _decode = msgspec.msgpack.Decoder(AnyMessage).decode
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Options(msgspec.Struct, kw_only=True):
-    """How the nodes of a world are made and how fast they are.
-
-    service: from one turn of a node to the next; disk: bounds of one write with its sync; drift: local nanoseconds a
-    world's second that a node's clock gains, by replica; notices_lost: share of lost news about exits.
-    """
-
-    spec: ClusterSpec
-    core: CoreSettings
-    core_class: type[Raft] = Raft
-    new_machine: Callable[[ClusterSpec], Machine] = start.new_machine
-    service: Nanoseconds = MS // 10
-    disk: tuple[Nanoseconds, Nanoseconds] = (MS // 10, MS // 2)
-    chunk_bytes: int = 2048
-    sector: int = 512
-    drift: dict[ReplicaId, int] = {}
-    notices_lost: float = 0.0
-
-
-class Capture:
-    """A checkpoint being written."""
-
-    __slots__ = ("chunks", "meta", "size_bytes", "writer")
-
-    def __init__(self, meta: SnapshotMeta, chunks: Iterator[bytes]) -> None:
-        self.meta = meta
-        self.chunks = chunks
-        self.writer: CheckpointWriter | None = None
-        self.size_bytes = 0
-
-
-class Life:
-    """One process. What has arrived and waits for the next turn is in the lists."""
-
-    def __init__(self, node: Node, store: Store, writer: InlineWriter, incarnation: int, replica: Replica) -> None:
-        self.node = node
-        self.store = store
-        self.writer = writer
-        self.incarnation = incarnation
-        self.replica = replica
-        self.received: list[Received] = []
-        self.requests: list[Request] = []
-        self.pieces: list[tuple[Any, ReplicaId, int, transfer.Piece, bytes]] = []
-        self.lost: list[tuple[ReplicaId, int]] = []
-        self.statuses: list[tuple[ReplicaId, bool]] = []
-        self.checkpoints: list[tuple[SnapshotMeta, Exception | None, int]] = []
-        self.installed: transfer.Installed | None = None
-        self.installing: tuple[Any, ReplicaId, int, transfer.Piece] | None = None
-        self.persisted_seq = 0
-        self.watched: dict[ReplicaId, int] = {}
-        self.clients: dict[bytes, None] = {}
-        self.sending: dict[ReplicaId, transfer.Outgoing] = {}
-        self.incoming: transfer.Incoming | None = None
-        self.capture: Capture | None = None
-        self.disk_due: Nanoseconds = NEVER
-        self.errors = node.disk.errors
-        self.turn_pending = False
-        self.free_at: Nanoseconds = 0
-        self.wake_at: Nanoseconds = NEVER
-
-
-class Node:
-    """A data directory, and whoever serves from it. out: it refused to start, for good."""
-
-    def __init__(self, replica: ReplicaId, name: str, disk: SimulatedDisk) -> None:
-        self.id = replica
-        self.name = name
-        self.disk = disk
-        self.life: Life | None = None
-        self.created = False
-        self.paused = False
-        self.out = ""
-        self.crash_keeps: str | None = None  # of the unsynced data, in a crash in the middle of a call
-        self.wall_offset_ms = 0
-        self.late: Nanoseconds = 0
-        self.slow_disk: Nanoseconds = 0
-        self.drift = 0
 
 
 class Cluster:
@@ -150,6 +68,10 @@ class Cluster:
         """Who leads in the highest term among those that are up; 0 if nobody does."""
         found = [(life.replica.core.term, life.node.id) for life in self.lives() if life.replica.core.is_leader]
         return max(found)[1] if found else 0
+
+    def all_sync_until(self) -> Nanoseconds:
+        """Since when some process has been down or paused; what it had not synced then, it has not synced yet."""
+        return min(self._world.now, *(node.idle_since for node in self.present()))
 
     def lives(self) -> list[Life]:
         return [node.life for node in self.nodes.values() if node.life is not None]
@@ -199,14 +121,14 @@ class Cluster:
             return
         node.life = life
         node.created = True
+        node.idle_since = NEVER
         self._world.trace.add(self._world.now, replica, "start")
         self.on_up(replica)
         self._guard(life, self._turn, life)
 
     def _begin(self, node: Node) -> Life:
         options, disk = self.options, node.disk
-        create = not all(other.created for other in self.nodes.values())
-        store = start.open_node_store(disk, self.spec, node.name, create=create, boot_id=f"boot-{self.boot}")
+        store = self._open_store(node)
         found = store.recovered
         start.check_usable(store, self.spec, node.name)
         self._checkers.recovered(node.id, found)
@@ -241,12 +163,48 @@ class Cluster:
         )
         return life
 
+    def _open_store(self, node: Node) -> Store:
+        """Those that the cluster was made of agree on its first members; one that joins waits to be told."""
+        boot_id, spec = f"boot-{self.boot}", self.spec
+        if not node.joined:
+            create = not all(other.created for other in self.nodes.values() if not other.joined)
+            return start.open_node_store(node.disk, spec, node.name, create=create, boot_id=boot_id)
+        directory = spec.data_directory(node.name)
+        return open_store(
+            node.disk,
+            directory,
+            identity=Identity(FORMAT, spec.cluster_id, node.id, spec.settings.engine),
+            boot_id=boot_id,
+            create=not node.created and not node.disk.exists(directory / "identity.json"),
+            segment_bytes=spec.settings.segment_bytes,
+        )
+
+    def join(self) -> ReplicaId:
+        """One more machine with an empty disk, under an id that was never used. It is started, and belongs to nothing
+        until it is told."""
+        replica = max(self.nodes) + 1
+        disk = SimulatedDisk(self._world.random(f"disk n{replica}"), self.options.sector)
+        self.nodes[replica] = Node(replica, f"n{replica}", disk, joined=True)
+        self._checkers.joined(replica)
+        self.start(replica)
+        return replica
+
+    def retire(self, replica: ReplicaId, why: str) -> None:
+        """Its process ends, and none is started again."""
+        self.crash(replica)
+        self.nodes[replica].out = why
+
+    def present(self) -> list[Node]:
+        """Those that run, or may run again."""
+        return [node for node in self.nodes.values() if not node.out]
+
     def crash(self, replica: ReplicaId, keep: str | None = None) -> None:
         """SIGKILL. `keep`: what survives of the unsynced data too ("nothing", "random", "all"); None: all, in the
         page cache."""
         node = self.nodes[replica]
         life, node.life = node.life, None
         node.paused = False
+        node.idle_since = min(node.idle_since, self._world.now)
         if keep is None:
             node.disk.kill()
         else:
@@ -269,6 +227,10 @@ class Cluster:
             self.crash(replica, keep)
         self.boot += 1
 
+    def change(self, replica: ReplicaId, request: int, body: bytes) -> None:
+        """The operator asks this node for a change of the members."""
+        self._ask(replica, wire.MEMBERSHIP, body, request)
+
     def hand_over(self, replica: ReplicaId, to: ReplicaId) -> None:
         """Somebody asks the node to hand leadership over (0: to whom it likes)."""
         self._ask(replica, wire.TRANSFER, wire.encode([to]))
@@ -276,20 +238,23 @@ class Cluster:
     def checkpoint(self, replica: ReplicaId) -> None:
         self._ask(replica, wire.CHECKPOINT, b"")
 
-    def _ask(self, replica: ReplicaId, kind: int, body: bytes) -> None:
+    def _ask(self, replica: ReplicaId, kind: int, body: bytes, request: int = 0) -> None:
         life = self.nodes[replica].life
         if life is not None:
-            life.requests.append((OPERATOR, kind, 0, body))
+            life.requests.append((OPERATOR, kind, request, body))
             self._poke(life)
 
     def pause(self, replica: ReplicaId) -> None:
-        if self.nodes[replica].life is not None:
-            self.nodes[replica].paused = True
+        node = self.nodes[replica]
+        if node.life is not None:
+            node.paused = True
+            node.idle_since = min(node.idle_since, self._world.now)
 
     def resume(self, replica: ReplicaId) -> None:
         node = self.nodes[replica]
         node.paused = False
         if node.life is not None:
+            node.idle_since = NEVER
             self._poke(node.life)
 
     def _notice(self, life: Life, replica: ReplicaId, incarnation: int) -> None:

@@ -6,7 +6,8 @@ so that any part of a schedule is a schedule too; that is what makes failing run
 **The fault atlas.** Disks may only be harmed so far that a majority keeps a good copy of everything committed. Harm
 that stays (flipped bits, lost writes, a wiped disk) is done to a fixed minority of the replicas of a world, and never
 to bytes whose loss nobody can notice: the end of the log behind the last proof that it was synced. Where a power cut
-may take acknowledged writes (weak durability), nothing else is done to the disks.
+may take acknowledged writes (weak durability), the election behind it needs every voter: so no disk is damaged until
+that is over, and no power is cut while a damaged disk is not made good. Where members change, see `operator`.
 """
 
 from __future__ import annotations
@@ -14,30 +15,32 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from zcluster.errors import InvalidInput
 from zcluster.sim.checkers import Checkers
-from zcluster.sim.cluster import Cluster, Node
+from zcluster.sim.cluster import Cluster
 from zcluster.sim.disk import UNIT
 from zcluster.sim.network import PARTITIONS, Network, partition
-from zcluster.sim.promises import Promises
+from zcluster.sim.operator import Operator
+from zcluster.sim.process import Node
 from zcluster.sim.world import World
 from zcluster.storage.record import cluster_digest, find_frames
 from zcluster.storage.segment import SEGMENT_HEADER_BYTES, parse_segment_name
-from zcluster.types import MS, Nanoseconds
+from zcluster.types import MS, Index, Nanoseconds
 
 NETWORK: Final = "network"
 CRASH: Final = "crash"
 DISK: Final = "disk"
 PAUSE: Final = "pause"
 CLOCK: Final = "clock"
-GROUPS: Final = (NETWORK, CRASH, DISK, PAUSE, CLOCK)
+MEMBERSHIP: Final = "membership"
+GROUPS: Final = (NETWORK, CRASH, DISK, PAUSE, CLOCK, MEMBERSHIP)
 
 KINDS: Final[dict[str, tuple[str, ...]]] = {
-    NETWORK: ("lossy", "slow_links", *(f"partition {kind}" for kind in PARTITIONS)),
+    NETWORK: ("lossy", "slow_links", "slow", "flaky", *(f"partition {kind}" for kind in PARTITIONS)),
     CRASH: ("kill", "kill_leader", "power_loss", "crash_in_write", "crash_in_start", "transfer", "power_cut"),
     DISK: (
         "sync_error",
@@ -53,6 +56,16 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     ),
     PAUSE: ("pause", "pause_leader"),
     CLOCK: ("wall_jump", "late_timers", "deaf_leader"),
+    MEMBERSHIP: (
+        "grow",
+        "shrink",
+        "shrink_leader",
+        "visit",
+        "replace",
+        "kill_in_change",
+        "kill_newcomer",
+        "transfer_in_change",
+    ),
 }
 ALWAYS: Final = ("checkpoint",)
 DAMAGE: Final = ("flip_log", "flip_checkpoint", "misread", "lost_write", "wipe")
@@ -83,16 +96,29 @@ def parse_groups(text: str) -> tuple[str, ...]:
 
 
 def draw_schedule(
-    draw: Random, groups: tuple[str, ...], span: Nanoseconds, election_timeout: Nanoseconds, *, weak: bool
+    draw: Random,
+    groups: tuple[str, ...],
+    span: Nanoseconds,
+    election_timeout: Nanoseconds,
+    *,
+    weak: bool,
+    changes: bool = False,
 ) -> list[Fault]:
-    """Faults of the given groups over `span`. Worlds differ: some are calm, some see one kind only, some all."""
-    kinds = [kind for group in groups for kind in KINDS[group]]
+    """Faults of the given groups over `span`. Worlds differ: some are calm, some see one kind only, some all.
+    `changes`: the members change, so that every disk is needed sooner or later, and none is damaged for good."""
+    kinds = [kind for group in groups for kind in KINDS[group] if (group == MEMBERSHIP) <= changes]
+    if changes:
+        kinds = [kind for kind in kinds if kind not in DAMAGE]
     if weak:
-        kinds = [kind for kind in kinds if kind in ("slow_disk", "power_cut") or kind not in _disk_or_cache()]
+        kinds = [kind for kind in kinds if kind != "power_loss"]  # of one disk: no boot id tells of it
     if not kinds:
         return []
     if draw.random() < 0.6:
         kinds = draw.sample(kinds, draw.randint(1, min(5, len(kinds))))
+    if changes:
+        kinds += [*KINDS[MEMBERSHIP]] * max(1, len(kinds) // 8)
+    if weak and CRASH in groups and draw.random() < 0.5:
+        kinds.append("power_cut")  # what these modes are about
     kinds += ALWAYS
     faults: list[Fault] = []
     pause = draw.choice((0.5, 1, 3, 8)) * election_timeout
@@ -104,8 +130,10 @@ def draw_schedule(
     return faults
 
 
-def _disk_or_cache() -> tuple[str, ...]:
-    return (*KINDS[DISK], "power_loss")
+class Promise(Protocol):
+    """Who must know when acknowledged writes may be gone."""
+
+    def power_cut(self, stable: Index) -> None: ...
 
 
 class Faults:
@@ -120,7 +148,8 @@ class Faults:
         network: Network,
         cluster: Cluster,
         checkers: Checkers,
-        promises: Promises,
+        promises: Promise,
+        operator: Operator,
         *,
         clients: tuple[int, ...],
         election_timeout: Nanoseconds,
@@ -132,10 +161,12 @@ class Faults:
         self._cluster = cluster
         self._checkers = checkers
         self._promises = promises
+        self._operator = operator
         self._clients = clients
         self._election_timeout = election_timeout
         self._loss_window = loss_window
         self._healed = False
+        self._power_was_cut = False
         replicas = list(cluster.nodes)
         self.fragile = world.random("atlas").sample(replicas, (len(replicas) - 1) // 2)
         for replica in self.fragile:
@@ -149,6 +180,7 @@ class Faults:
     def heal(self) -> None:
         """Nothing is wrong any more, except what is damaged for good."""
         self._healed = True
+        self._operator.hurry()
         self._network.heal_all()
         for node in self._cluster.nodes.values():
             node.disk.recover_from_faults()
@@ -178,14 +210,36 @@ class Faults:
             action(*arguments)
 
     def _any(self, draw: Random) -> Node:
-        return draw.choice(list(self._cluster.nodes.values()))
+        return draw.choice(self._cluster.present())
 
     def _leading(self, draw: Random) -> Node:
         leader = self._cluster.leader()
         return self._cluster.nodes[leader] if leader else self._any(draw)
 
     def _fragile(self, draw: Random) -> Node | None:
-        return self._cluster.nodes[draw.choice(self.fragile)] if self.fragile else None
+        if not self.fragile or not self._damage_is_fair():
+            return None
+        return self._cluster.nodes[draw.choice(self.fragile)]
+
+    def _damage_is_fair(self) -> bool:
+        """Behind a power cut that took writes, the next election needs every voter (see `consensus.election`), and one
+        that repairs itself has no vote: then damage waits until everybody holds an entry of a later term."""
+        if self._loss_window is None or not self._power_was_cut:
+            return True
+        cores = [self._cluster.core(life) for life in self._cluster.lives()]
+        return len(cores) == len(self._cluster.nodes) and all(
+            (core.log.term(core.writes.durable_index) or 0) > core.suspect_after for core in cores
+        )
+
+    def _cut_is_fair(self) -> bool:
+        """The same the other way round: no power cut while a damaged disk is not made good."""
+        nodes = self._cluster.nodes.values()
+        if not any(self._checkers.shadows[node.id].damaged for node in nodes):
+            return True
+        pending = [batch for node in nodes for batch in self._checkers.shadows[node.id].pending]
+        return all(node.life is not None and not self._cluster.core(node.life).repair for node in nodes) and all(
+            batch.repair is None for batch in pending
+        )
 
     # -- network ------------------------------------------------------------------------------------------------------
 
@@ -199,18 +253,32 @@ class Faults:
         self._network.slow_max = int(draw.random() * 4 * self._election_timeout)
         self._later(fault.span, self._calm)
 
+    def _slow(self, fault: Fault, draw: Random) -> None:
+        """Each message from and to one node takes longer."""
+        node = self._any(draw)
+        self._network.slow_nodes[node.id] = int(draw.choice((0.1, 0.5, 2.0)) * self._election_timeout)
+        self._later(fault.span, self._network.slow_nodes.pop, node.id, None)
+
+    def _flaky(self, fault: Fault, draw: Random) -> None:
+        node = self._any(draw)
+        self._network.flaky_nodes[node.id] = draw.choice((0.05, 0.3, 0.7))
+        self._later(fault.span, self._network.flaky_nodes.pop, node.id, None)
+
     def _calm(self) -> None:
         self._network.loss = self._network.duplication = self._network.slow = 0.0
 
     def _partition(self, kind: str, fault: Fault, draw: Random) -> None:
         self._keys += 1
-        pairs = partition(kind, list(self._cluster.nodes), self._clients, draw, self._cluster.leader())
+        pairs = partition(kind, self._reachable(), self._clients, draw, self._cluster.leader())
         self._network.cut(self._keys, pairs)
         if kind == "flapping":
             period = max(draw.randrange(2 * self._election_timeout), MS)
             self._flap(self._keys, pairs, period, self._world.now + fault.span)
         else:
             self._later(fault.span, self._network.heal, self._keys)
+
+    def _reachable(self) -> list[int]:
+        return [node.id for node in self._cluster.present()]
 
     def _flap(self, key: int, pairs: list[tuple[int, int]], period: Nanoseconds, end: Nanoseconds) -> None:
         self._later(period // 2, self._network.heal, key)
@@ -262,7 +330,10 @@ class Faults:
     def _power_cut(self, fault: Fault, draw: Random) -> None:
         """Of the machine: everything stops, what is not synced may be gone; a new boot."""
         if self._loss_window is not None:
-            stable = self._checkers.stable_before(self._world.now - self._loss_window)
+            if not self._cut_is_fair():
+                return
+            self._power_was_cut = True
+            stable = self._checkers.stable_before(self._cluster.all_sync_until() - self._loss_window)
             self._checkers.power_cut(stable)
             self._promises.power_cut(stable)
         self._cluster.power_cut(draw.choice(("nothing", "random", "random")))
@@ -270,7 +341,7 @@ class Faults:
             self._later(draw.randrange(fault.span + 1), self._cluster.start, node.id)
 
     def _transfer(self, fault: Fault, draw: Random) -> None:
-        self._cluster.hand_over(self._leading(draw).id, draw.choice([0, *self._cluster.nodes]))
+        self._cluster.hand_over(self._leading(draw).id, draw.choice([0, *self._reachable()]))
 
     def _checkpoint(self, fault: Fault, draw: Random) -> None:
         self._cluster.checkpoint(self._any(draw).id)
@@ -378,6 +449,42 @@ class Faults:
             node.disk.wipe()
             self._later(fault.span, self._cluster.start, node.id)
 
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    def _grow(self, fault: Fault, draw: Random) -> None:
+        self._operator.grow(draw)
+
+    def _shrink(self, fault: Fault, draw: Random) -> None:
+        self._operator.shrink(draw)
+
+    def _shrink_leader(self, fault: Fault, draw: Random) -> None:
+        leader = self._cluster.leader()
+        if leader in self._operator.members.voters:
+            self._operator.shrink(draw, leader)
+
+    def _visit(self, fault: Fault, draw: Random) -> None:
+        self._operator.visit(draw)
+
+    def _replace(self, fault: Fault, draw: Random) -> None:
+        self._operator.replace(draw)
+
+    def _some_change(self, draw: Random) -> None:
+        draw.choice((self._operator.grow, self._operator.shrink, self._operator.visit))(draw)
+
+    def _kill_in_change(self, fault: Fault, draw: Random) -> None:
+        """Whoever leads dies while a change is under way."""
+        self._some_change(draw)
+        self._later(draw.randrange(60 * MS), self._kill_leader, fault, draw)
+
+    def _kill_newcomer(self, fault: Fault, draw: Random) -> None:
+        self._operator.grow(draw)
+        newest = self._cluster.nodes[max(self._cluster.nodes)]
+        self._later(draw.randrange(100 * MS), self._crash, newest, None, fault)
+
+    def _transfer_in_change(self, fault: Fault, draw: Random) -> None:
+        self._some_change(draw)
+        self._later(draw.randrange(60 * MS), self._transfer, fault, draw)
+
     # -- clocks -------------------------------------------------------------------------------------------------------
 
     def _wall_jump(self, fault: Fault, draw: Random) -> None:
@@ -390,7 +497,7 @@ class Faults:
         node = self._leading(draw)
         self._keys += 1
         with_it = [client for client in self._clients if draw.random() < 0.5]
-        others = [other for other in (*self._cluster.nodes, *self._clients) if other not in (node.id, *with_it)]
+        others = [other for other in (*self._reachable(), *self._clients) if other not in (node.id, *with_it)]
         self._network.cut(self._keys, [pair for other in others for pair in ((node.id, other), (other, node.id))])
         apart = [other for other in others if other in self._cluster.nodes]
         self._network.cut(-self._keys, [pair for a in apart for b in with_it for pair in ((a, b), (b, a))])

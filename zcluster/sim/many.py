@@ -37,6 +37,7 @@ class Report(msgspec.Struct, kw_only=True):
     wall_seconds: float = 0.0
     operations: int = 0
     elections: int = 0
+    changes: int = 0
     violations: list[Found] = []
     trace_hash: str = ""
 
@@ -52,6 +53,7 @@ def run_many(
     *,
     processes: int = 1,
     until: float = float("inf"),
+    violations_max: int = VIOLATIONS_MAX,
     on_progress: Callable[[Report], None] | None = None,
 ) -> Report:
     """Run all cases, at most until `until` (by `time.monotonic`): then only what has begun is finished."""
@@ -66,6 +68,7 @@ def run_many(
         report.simulated_seconds += outcome.simulated / 1e9
         report.operations += outcome.operations
         report.elections += outcome.elections
+        report.changes += outcome.changes
         report.wall_seconds = time.monotonic() - started
         if outcome.property:
             report.violations.append(Found(outcome.seed, outcome.property, outcome.detail))
@@ -73,7 +76,7 @@ def run_many(
             on_progress(report)
 
     def wanted() -> Case | None:
-        enough = time.monotonic() >= until or len(report.violations) >= VIOLATIONS_MAX
+        enough = time.monotonic() >= until or len(report.violations) >= violations_max
         return None if enough else next(cases, None)
 
     if processes == 1:

@@ -22,7 +22,10 @@ PARTITIONS: Final = ("halves", "isolate", "one_way", "bridge", "ring", "flapping
 
 class Network:
     """`latency`: shortest and longest; the longer, the more messages overtake each other. `loss` and `duplication` are
-    shares; `slow`: the share of messages that take up to `slow_max` instead. A copy may come much later."""
+    shares; `slow`: the share of messages that take up to `slow_max` instead. A copy may come much later.
+
+    slow_nodes, flaky_nodes: what is added to the time of each message from or to these, and the share of them that is
+    lost (`zcluster slow`, `zcluster flaky`)."""
 
     def __init__(self, world: World, replicas: Sequence[int]) -> None:
         self.latency = LATENCY
@@ -30,6 +33,8 @@ class Network:
         self.duplication = 0.0
         self.slow = 0.0
         self.slow_max: Nanoseconds = 0
+        self.slow_nodes: dict[int, Nanoseconds] = {}
+        self.flaky_nodes: dict[int, float] = {}
         self.sent = 0
         self._boot = 0
         self._world = world
@@ -60,6 +65,8 @@ class Network:
     def heal_all(self) -> None:
         self.loss = self.duplication = self.slow = 0.0
         self.latency = LATENCY
+        self.slow_nodes.clear()
+        self.flaky_nodes.clear()
         self._cuts.clear()
         self._cut.clear()
 
@@ -73,16 +80,18 @@ class Network:
         draw = self._random.random
         if self.loss and draw() < self.loss:
             return
-        self._world.after(self._delay(), self._arrive, self._boot, source, target, deliver, arguments)
+        if self.flaky_nodes and self._is_lost(source, target):
+            return
+        self._world.after(self._delay(source, target), self._arrive, self._boot, source, target, deliver, arguments)
         if self.duplication and draw() < self.duplication:
-            again = self._delay() + int(draw() * COPY_LATER_MAX)
+            again = self._delay(source, target) + int(draw() * COPY_LATER_MAX)
             self._world.after(again, self._arrive, self._boot, source, target, deliver, arguments)
 
     def stream(self, source: int, target: int, deliver: Callable[..., None], *arguments: Any) -> None:
         """The same over a connection: in order."""
         if not self.reaches(source, target):
             return
-        at = max(self._world.now + self._delay(), self._streams.get((source, target), 0) + 1)
+        at = max(self._world.now + self._delay(source, target), self._streams.get((source, target), 0) + 1)
         self._streams[source, target] = at
         self._world.at(at, self._arrive, self._boot, source, target, deliver, arguments)
 
@@ -96,12 +105,18 @@ class Network:
         if boot == self._boot and (not self._cut or (source, target) not in self._cut):
             deliver(*arguments)
 
-    def _delay(self) -> Nanoseconds:
+    def _is_lost(self, source: int, target: int) -> bool:
+        return any(
+            end in self.flaky_nodes and self._random.random() < self.flaky_nodes[end] for end in (source, target)
+        )
+
+    def _delay(self, source: int, target: int) -> Nanoseconds:
         draw = self._random.random
+        added = self.slow_nodes.get(source, 0) + self.slow_nodes.get(target, 0) if self.slow_nodes else 0
         if self.slow and draw() < self.slow:
-            return int(draw() * self.slow_max)
+            return added + int(draw() * self.slow_max)
         low, high = self.latency
-        return low + int(draw() * (high - low))
+        return added + low + int(draw() * (high - low))
 
 
 def partition(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -25,12 +26,16 @@ from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
-from zcluster.sim.clients import Load, SimulatedClient
-from zcluster.sim.cluster import Cluster, Options, client_endpoint
-from zcluster.sim.faults import CLOCK, GROUPS, NETWORK, Fault, Faults, draw_schedule
+from zcluster.sim.clients import SimulatedClient, Work
+from zcluster.sim.cluster import OPERATOR, Cluster, client_endpoint
+from zcluster.sim.faults import CLOCK, DISK, GROUPS, MEMBERSHIP, NETWORK, Fault, Faults, draw_schedule
+from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
+from zcluster.sim.operator import Operator
+from zcluster.sim.own import OwnModel, OwnPromises, OwnWork, Workload
+from zcluster.sim.process import Options
 from zcluster.sim.promises import Call, Promises, Record
-from zcluster.sim.reference import KeyValueModel
+from zcluster.sim.reference import FrameModel, KeyValueModel
 from zcluster.sim.world import START, Violation, World
 from zcluster.types import MS, Nanoseconds
 
@@ -46,7 +51,8 @@ HistoryCheck = Callable[[list[Record]], str | None]
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a run depends on. nodes: 0 draws 3 to 7. only: positions of the schedule that are kept (None: all).
-    core_class, new_machine: what the replicas are made of. check_history: one more judge of the history."""
+    core_class, new_machine: what the replicas are made of. workload: a machine of one's own in the place of the store.
+    check_history: one more judge of the history."""
 
     seed: int
     nodes: int = 0
@@ -56,6 +62,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     calm: bool = False  # light load, no faults: for measuring
     core_class: type[Raft] = Raft
     new_machine: Callable[[ClusterSpec], Machine] = new_machine
+    workload: Workload | None = None
     check_history: HistoryCheck | None = None
 
 
@@ -73,6 +80,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     operations: int = 0
     elections: int = 0
     entries: int = 0
+    changes: int = 0
 
 
 class Run:
@@ -88,16 +96,27 @@ class Run:
         if case.calm:
             self.election_timeout, durability = 600 * MS, "fsync"
         self.drifts = not case.calm and CLOCK in case.groups and draw.random() < 0.15
+        self.changes = self._members_change(draw)
+        if self.changes:
+            durability = "fsync"
         self.weak = durability != "fsync"
         spec = _spec(case.seed, count, durability, self.election_timeout, draw)
         self.network = Network(self.world, [node.replica_id for node in spec.nodes])
         if NETWORK in case.groups and not case.calm:
             self.network.latency = draw.choice(LATENCIES)
-        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), KeyValueModel)
+        self.checkers = Checkers(self.world, tuple(n.replica_id for n in spec.nodes), partial(_new_model, case, spec))
         self.checkers.leases = not self.drifts
-        self.promises = Promises(self.world, self.checkers)
+        judge = Promises if case.workload is None else OwnPromises
+        self.promises: Promises | OwnPromises = judge(self.world, self.checkers)
         self.cluster = Cluster(self.world, self.network, self.checkers, self._options(spec, draw))
-        self.clients = self._make_clients(draw)
+        self.operator = Operator(
+            self.world,
+            self.cluster,
+            self.checkers,
+            voters_min=draw.choice((1, 2, 3, 3)),
+            election_timeout=self.election_timeout,
+        )
+        self.clients = self._make_clients(self._draw_load(draw))
         self.span = case.span or draw.choice((3, 6, 10, 20)) * 1000 * MS
         window = None
         if self.weak:
@@ -109,16 +128,29 @@ class Run:
             self.cluster,
             self.checkers,
             self.promises,
+            self.operator,
             clients=tuple(client_endpoint(client.identity) for client in self.clients),
             election_timeout=self.election_timeout,
             loss_window=window,
         )
         schedule = draw_schedule(
-            self.world.random("schedule"), case.groups, self.span, self.election_timeout, weak=self.weak
+            self.world.random("schedule"),
+            case.groups,
+            self.span,
+            self.election_timeout,
+            weak=self.weak,
+            changes=self.changes,
         )
         if case.calm:
             schedule = []
         self.schedule = [fault for i, fault in enumerate(schedule) if case.only is None or i in case.only]
+
+    def _members_change(self, draw: Random) -> bool:
+        """Not where disks are damaged for good or power cuts take acknowledged writes: how much of that a cluster bears
+        is settled for fixed members."""
+        groups = self.case.groups
+        share = 0.35 if DISK in groups else 1.0
+        return draw.random() < share and MEMBERSHIP in groups and not self.case.calm
 
     def _options(self, spec: ClusterSpec, draw: Random) -> Options:
         timeout = self.election_timeout
@@ -134,7 +166,7 @@ class Run:
                 rear_delay=draw.choice((0, MS, 5 * MS, 20 * MS)),
             ),
             core_class=self.case.core_class,
-            new_machine=self.case.new_machine,
+            new_machine=_machines(self.case),
             service=draw.choice((20, 100, 400)) * MS // 1000,
             disk=draw.choice(((MS // 20, MS // 5), (MS // 5, 2 * MS), (MS, 10 * MS))),
             chunk_bytes=draw.choice((300, 2000, 256 << 10)),
@@ -143,7 +175,7 @@ class Run:
             notices_lost=draw.choice((0.0, 0.0, 0.3, 1.0)),
         )
 
-    def _make_clients(self, draw: Random) -> list[SimulatedClient]:
+    def _draw_load(self, draw: Random) -> Load:
         levels = (wire.LINEARIZABLE, wire.LEASE, wire.BOUNDED, wire.EVENTUAL)
         load = Load(
             sessions=draw.choice((1, 2, 3)),
@@ -151,17 +183,22 @@ class Run:
             keys=draw.choice((1, 3, 8)),
             think=draw.choice((5, 20, 100, 1500)) * MS,
             read_share=draw.choice((0.1, 0.4, 0.7, 0.95)),
+            pipeline_share=draw.choice((0.0, 0.1, 0.5)),
+            list_share=draw.choice((0.0, 0.1, 0.3)),
             levels=(wire.LINEARIZABLE, wire.EVENTUAL) if self.drifts else levels,
         )
         if self.case.calm:
             load = Load(sessions=1, callers=1, think=500 * MS)
-        clients = [
-            SimulatedClient(self.world, self.network, self.cluster, self.promises, number, load)
-            for number in range(load.sessions)
-        ]
+        return load
+
+    def _make_clients(self, load: Load) -> list[SimulatedClient]:
+        clients = [self._make_client(number, load) for number in range(load.sessions)]
         by_name = {client.identity: client for client in clients}
 
         def reply(to: bytes, replica: int, head: bytes, body: bytes) -> None:
+            if to == OPERATOR:
+                self.world.after(0, self.operator.replied, head, body)
+                return
             client = by_name.get(to)
             if client is not None:
                 self.network.send(replica, client.endpoint, client.replied, replica, head, body)
@@ -170,6 +207,16 @@ class Run:
         self.cluster.on_up = lambda replica: self._tell(clients, replica, True)
         self.cluster.on_down = lambda replica: self._tell(clients, replica, False)
         return clients
+
+    def _make_client(self, number: int, load: Load) -> SimulatedClient:
+        draw = self.world.random(f"work {number}")
+        work: Work
+        if isinstance(self.promises, Promises):
+            work = KeyValueWork(load, self.promises, number, draw)
+        else:
+            assert self.case.workload is not None
+            work = OwnWork(self.case.workload, load.read_share, load.levels, draw)
+        return SimulatedClient(self.world, self.network, self.cluster, self.promises, work, number, load)
 
     def _tell(self, clients: list[SimulatedClient], replica: int, up: bool) -> None:
         for client in clients:
@@ -208,18 +255,15 @@ class Run:
         end = world.now + LIVENESS_TIMEOUTS * self.election_timeout
         if not world.run_until(end, self._everything_agrees):
             raise Violation("liveness", self._what_is_missing("replicas do not agree"))
-        probes: list[tuple[Call, Call]] = []
+        probes: list[Call] = []
         for client in self.clients:
-            value = b"%s.last;" % client.identity
-            write = client.ask((wire.OP_PUT, "last", value), patient=True)
-            probes.append((write, client.ask((wire.OP_GET, "last"), caller=1, patient=True)))
+            probes += [client.ask(ask, caller, patient=True) for caller, ask in enumerate(client.work.last())]
         end = world.now + LIVENESS_TIMEOUTS * self.election_timeout + CLIENT_PATIENCE
         if not world.run_until(end, lambda: not any(client.busy for client in self.clients)):
             raise Violation("liveness", self._what_is_missing("operations of clients do not end"))
-        for pair in probes:
-            for call in pair:
-                if call.record["status"] != "ok":
-                    raise Violation("liveness", self._what_is_missing(f"{call.op} did not succeed: {call.record}"))
+        for call in probes:
+            if call.status != "ok":
+                raise Violation("liveness", self._what_is_missing(f"{call.ops} did not succeed: {call.status}"))
         if not world.run_until(world.now + LIVENESS_TIMEOUTS * self.election_timeout, self._everything_agrees):
             raise Violation("liveness", self._what_is_missing("replicas do not agree at the end"))
 
@@ -229,14 +273,16 @@ class Run:
         leader = cluster.leader()
         if not leader:
             return False
-        lives = cluster.lives()
-        if len(lives) + sum(bool(node.out) for node in cluster.nodes.values()) < len(cluster.nodes):
-            return False
         life = cluster.nodes[leader].life
         assert life is not None
         core = cluster.core(life)
-        if core.commit_index < core.log.last_index or core.leadership is None:
+        if core.commit_index < core.log.last_index or core.leadership is None or self.operator.busy:
             return False
+        current = core.membership.current
+        nodes = [cluster.nodes[member] for member in (*current.voters, *current.learners)]
+        if any(node.life is None and not node.out for node in nodes):
+            return False
+        lives = [node.life for node in nodes if node.life is not None]
         return all(
             other.replica.last_applied == core.commit_index
             and other.replica.core.term == core.term
@@ -263,7 +309,7 @@ class Run:
             machine: Any = life.replica.machine
             self.checkers.same_state(life.node.id, life.replica.last_applied, machine)
         self.promises.finish()
-        if self.case.check_history is not None and self.promises.era == 0:
+        if self.case.check_history is not None and self.promises.floors.era == 0:
             wrong = self.case.check_history(self.promises.history)
             if wrong is not None:
                 raise Violation("linearizable history", wrong)
@@ -282,7 +328,19 @@ class Run:
             operations=self.promises.completed,
             elections=self.checkers.elections,
             entries=self.checkers.highest,
+            changes=self.checkers.configurations.changes,
         )
+
+
+def _new_model(case: Case, spec: ClusterSpec) -> FrameModel:
+    if case.workload is not None:
+        return OwnModel(case.workload)
+    return KeyValueModel(spec.settings.value_bytes_max)
+
+
+def _machines(case: Case) -> Callable[[ClusterSpec], Machine]:
+    workload = case.workload
+    return case.new_machine if workload is None else lambda spec: workload.machine()
 
 
 def run_case(case: Case) -> Outcome:
@@ -301,6 +359,7 @@ def _spec(seed: int, count: int, durability: str, election_timeout: Nanoseconds,
         checkpoint_bytes=draw.choice((500, 2000, 10_000)),
         checkpoint_seconds=draw.choice((0, 3)),
         sessions_max=draw.choice((16, 10_000)),
+        value_bytes_max=draw.choice((20, 1 << 20)),
     )
     return ClusterSpec(
         format=FORMAT,

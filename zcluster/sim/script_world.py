@@ -309,6 +309,27 @@ class World:
         """cut A->B ..: everything sent there is lost until `heal`."""
         self.cut.update(pair for link in links for pair in self._pairs(link))
 
+    def do_partition(self, *sides: str) -> None:
+        """partition A,B C ..: sides that do not hear each other until `heal`; those not named form one more side."""
+        groups = [[number(word) for word in side.split(",") if word] for side in sides]
+        named = [replica for group in groups for replica in group]
+        if not named or len(set(named)) < len(named) or not set(named) <= set(self.disks):
+            raise ScriptError("sides are replicas with commas between, each named once: partition 1,2 3")
+        groups.append([replica for replica in self.disks if replica not in named])
+        self.cut = {(a, b) for one in groups for a in one for other in groups if other is not one for b in other}
+
+    def do_isolate(self, *ids: str, direction: str = "both") -> None:
+        """isolate ID .. [direction=both|in|out]: it hears nobody, and nobody hears it, until `heal`."""
+        if direction not in ("both", "in", "out"):
+            raise ScriptError(f"direction is both, in or out, not {direction!r}")
+        for word in ids:
+            alone = self._alive(word).id
+            others = [replica for replica in self.disks if replica != alone]
+            if direction != "in":
+                self.cut.update((alone, other) for other in others)
+            if direction != "out":
+                self.cut.update((other, alone) for other in others)
+
     def do_heal(self, *links: str) -> None:
         """heal [A->B ..]: these links (all) carry again."""
         healed = {pair for link in links for pair in self._pairs(link)}

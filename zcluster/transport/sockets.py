@@ -86,12 +86,16 @@ def make_socket(
     message_bytes_max: int = MESSAGE_BYTES_MAX,
     probe: bool = False,
     reconnect: bool = True,
+    immediate: bool = True,
 ) -> zmq.Socket[bytes]:
-    """A bound or connected socket with our options. Raises: zmq.ZMQError (address in use, ...)."""
+    """A bound or connected socket with our options. Raises: zmq.ZMQError (address in use, ...).
+
+    immediate: False lets messages wait for a connection that is not made yet.
+    """
     socket = context.socket(kind)
     socket.linger = 0
     socket.sndhwm = socket.rcvhwm = high_water
-    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.IMMEDIATE, int(immediate))  # counts from the next connect on, so it is set here
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS if reconnect else -1)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
     socket.setsockopt(zmq.MAXMSGSIZE, message_bytes_max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,30 @@ def test_workers_that_are_not_there_say_why(spec: ClusterSpec) -> None:
     spec = msgspec.structs.replace(spec, settings=make_settings(workers=1))
     status = report.describe(spec, said, answers())
     assert status["problems"] == ["3 of 3 workers are not there: no room"]
+
+
+def test_a_file_that_vanishes_while_a_directory_is_measured_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs are trimmed and checkpoints pruned at any time; their names may just have been read."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(bytes(10_000))
+    whole = report.directory_bytes(str(tmp_path))
+    real = os.scandir
+
+    class Late:
+        """All names are read; then a file goes."""
+
+        def __init__(self, path: str) -> None:
+            with real(path) as entries:
+                self._entries = list(entries)
+            os.unlink(self._entries[0].path)
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self._entries
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Late)
+    assert report.directory_bytes(str(tmp_path)) == whole * 2 // 3
