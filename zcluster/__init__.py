@@ -27,6 +27,7 @@ _WHERE = {
             "Closed",
             "Conflict",
             "Corrupt",
+            "DamagedBackup",
             "Degraded",
             "Error",
             "FormatTooNew",

@@ -47,27 +47,39 @@ CONTROL: Final = "control"
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a user may choose at `up`. Build it with `make_settings`, which validates."""
 
-    nodes: int = 3
+    nodes: int = 3  # how many there are to be; `launch.membership` makes it so
     workers: int = 1
     engine: str = "raft"
     durability: str = "fsync"
     balance: str = "round_robin"
     transport: str = "ipc"
+    preferred_leader: str = ""  # a node's name: it leads whenever it can
     election_timeout_ms: int = 600
     heartbeat_ms: int = 150
     key_bytes_max: int = 4096
     value_bytes_max: int = 1 << 20
     checkpoint_bytes: int = 8 << 20  # log since the last checkpoint; it is held in memory as well
     checkpoint_seconds: int = 300  # 0: by bytes only; nothing is written when nothing changed
+    verify_seconds: int = 600  # how often the replicas' states are compared beside service; 0: only on request
     segment_bytes: int = 16 << 20
     sessions_max: int = 10_000
     queue_max: int = 100_000  # tasks waiting in the router; then `submit` blocks
     attempts_max: int = 3  # starts of one task whose worker died under it
 
 
+# Phases of a node's life, each written down before the next one begins. Whether it votes is the log's business.
+FRESH: Final = "fresh"  # joins later than the first ones; its store may still have to be made
+JOINING: Final = "joining"  # its store was made; it has not been seen as a voter
+MEMBER: Final = "member"
+LEAVING: Final = "leaving"  # on its way out, for good: whoever has its name next has another replica id
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
+    """A node that has, or is to have, processes."""
+
     name: str
     replica_id: int
+    phase: str = MEMBER
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +92,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeSpec, ...]
     socket_directory: str
     ports: dict[str, int] = {}  # tcp only: "process.role" -> port on 127.0.0.1
+    replica_ids_used: int = 0  # the highest one ever given to a node, at least; none is given twice
     created: bool = False  # True once every replica's store exists: from then on a missing one is an error
     ephemeral: bool = False
     directory: str = ""
@@ -91,13 +104,18 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     def data_directory(self, node: str) -> Path:
         return self.path / "data" / node
 
-    def replica_id(self, node: str) -> int:
+    def node(self, name: str) -> NodeSpec:
+        """Raises: InvalidInput."""
         for spec in self.nodes:
-            if spec.name == node:
-                return spec.replica_id
+            if spec.name == name:
+                return spec
         raise InvalidInput(
-            f"cluster {self.name!r} has no node {node!r}; it has {', '.join(n.name for n in self.nodes)}"
+            f"cluster {self.name!r} has no node {name!r}; it has {', '.join(n.name for n in self.nodes)}"
         )
+
+    def replica_id(self, node: str) -> int:
+        """Raises: InvalidInput."""
+        return self.node(node).replica_id
 
     def node_name(self, replica_id: int) -> str | None:
         return next((n.name for n in self.nodes if n.replica_id == replica_id), None)
@@ -144,6 +162,7 @@ _RANGES: Final[dict[str, tuple[int, int]]] = {
     "value_bytes_max": (1024, 16 << 20),
     "checkpoint_bytes": (4096, 1 << 40),
     "checkpoint_seconds": (0, 86_400),
+    "verify_seconds": (0, 86_400),
     "segment_bytes": (64 << 10, 1 << 30),
     "sessions_max": (16, 1_000_000),
     "queue_max": (1, 10_000_000),
@@ -168,6 +187,8 @@ def make_settings(**values: Any) -> Settings:
             if not isinstance(value, str):
                 raise InvalidInput(f"durability must be text such as 'fsync', not {value!r}")
             parse_durability(value)
+        elif name == "preferred_leader" and not (isinstance(value, str) and re.fullmatch(r"(n[1-9]\d{0,4})?", value)):
+            raise InvalidInput(f"preferred_leader must be the name of a node, such as n1, not {value!r}")
     settings = Settings(**values)
     if settings.heartbeat_ms * 3 > settings.election_timeout_ms:
         raise InvalidInput("heartbeat_ms must be at most a third of election_timeout_ms")

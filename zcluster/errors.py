@@ -120,6 +120,12 @@ class Corrupt(StorageError):
         return Corrupt, (self.path, self.offset, self.what)
 
 
+class DamagedBackup(StorageError):
+    """A backup file that is no longer what was written: cut off, changed, or never one."""
+
+    exit_code = 8
+
+
 class WrongCluster(StorageError):
     """A data directory that belongs to another cluster, replica or engine, or is missing for a known replica."""
 

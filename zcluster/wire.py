@@ -27,10 +27,11 @@ HELLO: Final = 1  # body: [protocol, cluster_id]; answered by LEADER, and again 
 WRITE: Final = 2  # body: a client frame
 READ: Final = 3  # body: [consistency, bound_ms, [op, ...]]
 STATUS: Final = 4  # body: empty; answered by RESULT with a map
-CHECKPOINT: Final = 5  # body: empty; RESULT [index] once a checkpoint is on disk
+CHECKPOINT: Final = 5  # body: empty, or [index to cover]; RESULT [index] once a checkpoint that covers it is on disk
 TRANSFER: Final = 6  # body: [replica id]; RESULT [true] when asked for
 MEMBERSHIP: Final = 7  # body: [action, replica id] (node.members); RESULT [index, voters, learners] once committed
 FAULTS: Final = 16  # body: an order for the replica's network (transport.faults); RESULT: the rules in force
+VERIFY: Final = 20  # body: [index of a mark]; RESULT [index, digest of the state there, or nil: none was made]
 
 RESULT: Final = 33  # body: see above
 NOT_LEADER: Final = 34  # body: [leader replica id or 0, term]; the request was certainly not applied
@@ -56,6 +57,9 @@ OP_CAS: Final = 13  # [13, key, expected|None, new|None] -> bool
 OP_APPEND: Final = 14  # [14, key, data]            -> bytes: the new value
 OP_LIST: Final = 15  # [15, prefix, after, count]   -> [[key, value, ...], more?]: pairs in key order after key `after`
 OP_HASH: Final = 16  # [16]                         -> [applied index, revision, state hash]; for tests and checks
+OP_INDEX: Final = 90  # [90]                        -> [applied index, revision]; linearizable: covers what is answered
+OP_MARK: Final = 91  # [91]                         -> applied index; changes nothing; every replica digests its state
+#                                                      there. In a frame of its own with id 0, as OP_REGISTER
 
 # -- error codes ------------------------------------------------------------------------------------------------------
 E_BAD_REQUEST: Final = 1
@@ -109,6 +113,10 @@ decode_payload = msgspec.msgpack.Decoder(Payload).decode
 def encode_payload(group: int, log_time_ms: int, frames: list[bytes]) -> bytes:
     """Data of a KIND_FRAMES entry; the frames' bytes are carried as they are."""
     return _encode((group, log_time_ms, frames))
+
+
+MARK_FRAME: Final = _encode((1, 0, 0, [[OP_MARK]]))
+"""A frame that marks; it needs no session, and applying it twice does no harm."""
 
 
 def pack_head(kind: int, request: int) -> bytes:

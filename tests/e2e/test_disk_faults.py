@@ -46,12 +46,11 @@ def state(cluster: zcluster.LocalCluster, node: str) -> dict[str, object]:
     return next(n for n in cluster.status()["nodes"] if n["name"] == node)
 
 
-@pytest.mark.parametrize("victim", ["leader", "follower"])
-def test_a_stalled_disk_stops_neither_heartbeats_nor_the_cluster(cluster: zcluster.LocalCluster, victim: str) -> None:
+def test_a_stalled_disk_of_a_follower_stops_neither_heartbeats_nor_the_cluster(cluster: zcluster.LocalCluster) -> None:
     with cluster.connect() as client:
         client.kv.put("k", b"0")
         leader = cluster.wait_leader().name
-        name = leader if victim == "leader" else next(n for n in cluster.nodes if n != leader)
+        name = next(n for n in cluster.nodes if n != leader)
         term = state(cluster, leader)["term"]
         with stalled(cluster, name):
             until = time.monotonic() + 3 * cluster.spec.settings.election_timeout_ms / 1000
@@ -63,6 +62,33 @@ def test_a_stalled_disk_stops_neither_heartbeats_nor_the_cluster(cluster: zclust
         assert client.kv.get("k") == b"%d" % number
         assert cluster.wait_leader().name == leader
         assert state(cluster, leader)["term"] == term
+
+
+def test_a_leader_whose_disk_is_stuck_hands_over_and_writes_go_on(cluster: zcluster.LocalCluster) -> None:
+    """Within a bounded time, without an election timeout, and with nothing lost; it follows while it is stuck."""
+    with cluster.connect() as client:
+        client.kv.put("k", b"0")
+        leader = cluster.wait_leader().name
+        term = state(cluster, leader)["term"]
+        number, longest, moved_after = 0, 0.0, None
+        with stalled(cluster, leader):
+            began = last = time.monotonic()
+            while moved_after is None or time.monotonic() - began < moved_after + 1:
+                number += 1
+                client.kv.put("k", b"%d" % number)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+                if moved_after is None and (found := cluster.leader) is not None and found.name != leader:
+                    moved_after = time.monotonic() - began
+                assert time.monotonic() - began < 20, "it keeps its leadership although its disk is stuck"
+            assert state(cluster, leader)["responsive"]
+            assert state(cluster, leader)["role"] == "follower"
+        timeout = cluster.spec.settings.election_timeout_ms / 1000
+        assert moved_after < 5 * timeout
+        assert longest < 2 * timeout
+        assert client.kv.get("k") == b"%d" % number
+        log = (cluster.directory / "logs" / f"{leader}.log").read_text()
+        assert "handing leadership over: the disk has not answered" in log
+        assert int(str(state(cluster, cluster.wait_leader().name)["term"])) == int(str(term)) + 1
 
 
 def test_a_failed_sync_stops_the_node_which_says_so_and_nothing_is_lost(cluster: zcluster.LocalCluster) -> None:

@@ -250,7 +250,7 @@ def test_a_watched_machine_knows_what_it_applied_before(checkers: Checkers) -> N
         def apply(self, index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
             return [body() for _ in frames]
 
-        query = capture = maintain = restore = None
+        query = capture = maintain = restore = take_mark = None
 
         def state_hash(self) -> str:
             return ""

@@ -31,7 +31,6 @@ from zcluster.sim.history import Recorder, parse_history
 from zcluster.sim.verdict import Verdict, check_history
 
 if TYPE_CHECKING:
-    from zcluster.client.kv import Consistency
     from zcluster.launch.cluster import Cluster
 
 CALLERS_MAX: Final = 256
@@ -130,7 +129,7 @@ class Chaos:
         for_s: float,
         kinds: Sequence[str] = DEFAULT_KINDS,
         watcher: Watcher | None = None,
-        reads: Sequence[Consistency] = STRONG,
+        reads: Sequence[str] = STRONG,
     ) -> None:
         self.cluster = cluster
         self.seed = seed

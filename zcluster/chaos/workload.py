@@ -16,14 +16,14 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Final
 
-from zcluster.client.kv import KV, Consistency
+from zcluster.client.kv import KV
 from zcluster.errors import Error
 from zcluster.sim.history import RecordedStore, Recorder
 
 KEYS: Final = ("k0", "k1", "k2", "k3", "k4")
 PREFIX: Final = "zcluster-chaos/"
 TIMEOUT_S: Final = 10.0
-STRONG: Final[tuple[Consistency, ...]] = ("linearizable", "linearizable", "lease")
+STRONG: Final[tuple[str, ...]] = ("linearizable", "linearizable", "lease")
 """What reads ask for: both levels promise the same."""
 
 MIX: Final = (("get", 40), ("put", 20), ("append", 15), ("cas", 15), ("delete", 10))
@@ -31,23 +31,17 @@ MIX: Final = (("get", 40), ("put", 20), ("append", 15), ("cas", 15), ("delete", 
 
 
 class PrefixedStore:
-    """A client's `kv` below a prefix, as `RecordedStore` wants one.
+    """A client's `kv` below a prefix, as `RecordedStore` wants one."""
 
-    Args:
-        reads: consistency levels; each read takes one of them.
-    """
-
-    def __init__(self, kv: KV, prefix: str, draw: random.Random, reads: Sequence[Consistency]) -> None:
+    def __init__(self, kv: KV, prefix: str) -> None:
         self._kv = kv
         self._prefix = prefix
-        self._draw = draw
-        self._reads = reads
 
     def put(self, key: str, value: bytes, *, timeout: float = 10) -> int:
         return self._kv.put(self._prefix + key, value, timeout=timeout)
 
-    def get(self, key: str, *, timeout: float = 10) -> bytes | None:
-        return self._kv.get(self._prefix + key, consistency=self._draw.choice(self._reads), timeout=timeout)
+    def get(self, key: str, *, consistency: str = "linearizable", timeout: float = 10) -> bytes | None:
+        return self._kv.get(self._prefix + key, consistency=consistency, timeout=timeout)
 
     def delete(self, key: str, *, timeout: float = 10) -> bool:
         return self._kv.delete(self._prefix + key, timeout=timeout)
@@ -72,7 +66,7 @@ class Caller(threading.Thread):
         prefix: str,
         seed: int,
         pause_s: float,
-        reads: Sequence[Consistency],
+        reads: Sequence[str],
         on_write: Callable[[], None],
     ) -> None:
         super().__init__(name=f"chaos-caller-{number}", daemon=True)
@@ -82,7 +76,8 @@ class Caller(threading.Thread):
         self._number = number
         self._client = client
         self._draw = random.Random(f"caller {seed} {number}")
-        self._store = RecordedStore(PrefixedStore(client.kv, prefix, self._draw, reads), recorder, number)
+        self._store = RecordedStore(PrefixedStore(client.kv, prefix), recorder, number)
+        self._reads = reads
         self._halt = stop
         self._pause_s = pause_s
         self._on_write = on_write
@@ -109,7 +104,7 @@ class Caller(threading.Thread):
         value = b"%d.%d" % (self._number, self._written)
         try:
             if kind == "get":
-                self._seen[key] = store.get(key, timeout=TIMEOUT_S)
+                self._seen[key] = store.get(key, consistency=self._draw.choice(self._reads), timeout=TIMEOUT_S)
                 return
             if kind == "put":
                 store.put(key, value, timeout=TIMEOUT_S)
@@ -147,7 +142,7 @@ class Workload:
         rate: float,
         seed: int,
         run_id: str,
-        reads: Sequence[Consistency] = STRONG,
+        reads: Sequence[str] = STRONG,
     ) -> None:
         self.prefix = f"{PREFIX}{run_id}/"
         self._connect = connect
@@ -212,8 +207,7 @@ class Workload:
         Raises: Error, what the cluster says.
         """
         with self._connect() as client:
-            store = PrefixedStore(client.kv, self.prefix, random.Random(0), ("linearizable",))
-            last = RecordedStore(store, self._recorder, len(self._callers))
+            last = RecordedStore(PrefixedStore(client.kv, self.prefix), self._recorder, len(self._callers))
             for key in KEYS:
                 last.get(key, timeout=TIMEOUT_S)
             self.remove(client)

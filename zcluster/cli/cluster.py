@@ -18,7 +18,7 @@ from zcluster.cli.main import verb
 if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
-SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport")
+SETTING_FLAGS: Final = ("nodes", "workers", "engine", "durability", "balance", "transport", "preferred_leader")
 CLEAN_STOP_S: Final = 10.0
 LOOK_S: Final = 1.0
 """How often a foreground `up` looks whether its cluster still runs."""
@@ -35,6 +35,7 @@ class Terminated(KeyboardInterrupt):
 @click.option("--durability", metavar="MODE", help="fsync (default), interval:10ms, none.")
 @click.option("--balance", metavar="POLICY", help="round_robin (default), random, least_loaded, power_of_two.")
 @click.option("--transport", metavar="KIND", help="ipc (default), tcp.")
+@click.option("--preferred-leader", metavar="NODE", help="Who leads whenever it can (default: nobody is preferred).")
 @click.option("--wait", "wait_s", type=DURATION, default=30.0, metavar="TIME", help="Until it is ready (default 30s).")
 @click.option("-f", "--foreground", is_flag=True, help="Stay, show the logs; Ctrl-C stops the cluster, twice at once.")
 @click.option(
@@ -70,9 +71,9 @@ def _start(app: App, given: dict[str, Any], wait_s: float) -> Cluster:
     app.transient(f'   starting cluster "{app.name}" …')
     from zcluster.launch import named as launch
 
-    cluster, report = launch.up(app.name, given, wait_s, _Steps(app))
+    cluster, report = launch.up(app.name, given, wait_s, StepReporter(app))
     app.emit(report)
-    _ending(app, cluster, report, time.monotonic() - began)
+    show_ending(app, cluster, report, time.monotonic() - began)
     return cluster
 
 
@@ -86,7 +87,7 @@ def _settings(app: App, flags: dict[str, Any], config_file: Path | None) -> dict
     return {key: sourced.value for key, sourced in found.items() if sourced.explicit or not exists}
 
 
-class _Steps:
+class StepReporter:
     """Each step of `launch.up` as a line; see `Cluster.wait_healthy`."""
 
     def __init__(self, app: App) -> None:
@@ -110,7 +111,7 @@ class _Steps:
             app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)
 
 
-def _ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
+def show_ending(app: App, cluster: Cluster, report: dict[str, Any], seconds: float) -> None:
     """What was done and what to do with it; everything in it can be copied and pasted."""
     app.clear_transient()
     if app.quiet:
@@ -251,13 +252,65 @@ def stop(app: App, nodes: tuple[str, ...], timeout: float) -> None:
 
 @verb("start")
 @nodes_argument
+@click.option("--wipe", is_flag=True, help="Empty its disk first: it gets everything from the others.")
 @pass_app
-def start(app: App, nodes: tuple[str, ...]) -> None:
-    """Start nodes that are down, all by default; does nothing to running ones."""
+def start(app: App, nodes: tuple[str, ...], wipe: bool) -> None:
+    """Start nodes that are down, all by default; does nothing to running ones.
+
+    With --wipe one node comes back without its data, under a new replica id: the others agree that the old one is no
+    member any more, then its disk is emptied, and it votes again once it has caught up. So a lost disk is replaced.
+    """
     cluster = app.running_cluster()
+    if wipe:
+        _wipe(app, cluster, nodes)
     names = cluster.start(",".join(nodes) or "all")
     app.say(f"running: {' '.join(names)}")
-    app.emit({"cluster": cluster.name, "running": names})
+    if wipe:
+        app.say(f"{names[0]} catches up, then it votes; wait for it: {app.command} wait --for healthy")
+    app.emit({"cluster": cluster.name, "running": names, "wiped": names if wipe else []})
+
+
+def _wipe(app: App, cluster: Cluster, nodes: tuple[str, ...]) -> None:
+    if len(nodes) != 1 or nodes[0] not in cluster.nodes:
+        raise click.UsageError(f"--wipe takes the name of one node: {', '.join(cluster.nodes)}")
+    app.confirm(f"Empty the disk of {nodes[0]}?")
+    began = time.monotonic()
+    cluster.wipe(nodes[0], progress=lambda text: app.transient(f"   wiping {nodes[0]}: {text} …"))
+    app.step(f"{nodes[0]} is empty", "", time.monotonic() - began)
+
+
+@verb("scale")
+@click.argument("nodes", type=int, metavar="N")
+@click.option("-t", "--timeout", type=DURATION, default=60.0, metavar="TIME", help="Then exit 7 (default 60s).")
+@pass_app
+def scale(app: App, nodes: int, timeout: float) -> None:
+    """Let the cluster have N nodes, 1 to 9; it serves on meanwhile.
+
+    New nodes vote once they have caught up. The nodes with the highest numbers go: their workers finish what they run,
+    then their data are removed. When it is interrupted it goes on by itself; to undo it, scale back.
+    """
+    cluster = app.running_cluster()
+    before, began = list(cluster.nodes), time.monotonic()
+    app.transient(f"   {len(before)} → {nodes} nodes …")
+    try:
+        done = cluster.scale(
+            nodes, timeout=timeout, progress=lambda text: app.transient(f"   {len(before)} → {nodes} nodes: {text} …")
+        )
+    except KeyboardInterrupt:
+        app.clear_transient()
+        app.say(f"interrupted; it goes on: {app.command} status. To undo it: {app.command} scale {len(before)}")
+        raise
+    seconds = time.monotonic() - began
+    now = done["nodes"]
+    count = f"{len(now)} node{'s' * (len(now) != 1)}"
+    if not done["changed"]:
+        app.clear_transient()
+        app.say(f"it has {count} already: {' '.join(now)}")
+    else:
+        app.step(f"{len(before)} → {count}", " ".join(now), seconds)
+        for name in done["absent"]:
+            app.say(f"{name} is down; it joins when it is started: {app.command} start {name}")
+    app.emit({"cluster": cluster.name, **done, "seconds": round(seconds, 3)})
 
 
 @verb("restart")

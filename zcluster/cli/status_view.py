@@ -27,7 +27,13 @@ _PROBLEMS: Final = {"Repair": "repair", "Election": "first election needs", "Wor
 """Problems that the table does not show: their label, and the words by which they are known."""
 _EXPENDABLE: Final = ("CKPT", "RSS", "CPU", "DISK", "APPLIED", "TERM", "LAG", "PID")
 _COLORS: Final = {"healthy": "green", "stopped": "yellow", "degraded": "yellow", "no_quorum": "red"}
-_ROLE_COLORS: Final = {"leader": "green", "paused": "yellow", "silent": "yellow"}
+_ROLE_COLORS: Final = {
+    "leader": "green",
+    "paused": "yellow",
+    "silent": "yellow",
+    "learner": "yellow",
+    "leaving": "yellow",
+}
 
 
 def headline(status: Map) -> tuple[str, str, str]:
@@ -119,11 +125,21 @@ def footer(status: Map) -> list[str]:
         lines.append(
             f"Durability: {durability}: a power failure may lose {window} writes; a crash of processes loses none"
         )
+    if status.get("change"):
+        change = status["change"]
+        lines.append(f"Change: to {change['nodes']} node{'s' * (change['nodes'] != 1)} · {change['text']}")
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
     problems = status.get("problems", ())
     for label, words in _PROBLEMS.items():
         lines += [f"{label}: {problem}" for problem in problems if words in problem]
+    verified = status.get("verified")
+    if verified is not None and verified["equal"]:
+        lines.append(f"Verified: equal states of {' '.join(verified['nodes'])} at entry {verified['index']:,}")
+    elif verified is not None:
+        lines.append(
+            f"DIVERGED: {' '.join(verified['odd'])} at entry {verified['index']:,}: see zcluster verify --help"
+        )
     return lines + _advice(status)
 
 

@@ -161,7 +161,7 @@ class LoopConnection:
         self._security = Security.load(spec)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._blocked: set[int] = set()  # replicas whose socket could not send
-        self._refreshed: Nanoseconds = 0
+        self._refreshed: Nanoseconds = _monotonic_ns()
         self._flush_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: Nanoseconds = NEVER
@@ -180,6 +180,13 @@ class LoopConnection:
         self._sockets[replica] = socket
         self._blocked.add(replica)
         self.loop.add_reader(cast(int, socket.get(zmq.FD)), self._drain, replica, socket)
+
+    def _remove(self, replica: int) -> None:
+        socket = self._sockets.pop(replica, None)
+        self._blocked.discard(replica)
+        if socket is not None:
+            self.loop.remove_reader(cast(int, socket.get(zmq.FD)))
+            socket.close(0)
 
     # -- calls --------------------------------------------------------------------------------------------------------
     def write(self, op: Op, size_bytes: int, timeout: float) -> asyncio.Future[Any]:
@@ -221,7 +228,7 @@ class LoopConnection:
 
     def _drain(self, replica: int, socket: zmq.Socket[bytes]) -> None:
         """Take what has arrived, at most MESSAGES_PER_TURN of it before others get their turn."""
-        if self.closed:
+        if self.closed or self._sockets.get(replica) is not socket:
             return
         messages: list[list[bytes]] = []
         while (events := cast(int, socket.get(_EVENTS))) & _POLLIN:
@@ -271,12 +278,20 @@ class LoopConnection:
                     future.set_exception(value)
                 else:
                     future.set_result(value)
-        if session.strangers and now - self._refreshed > REFRESH_NS:
+        if (session.strangers or session.searching) and now - self._refreshed > REFRESH_NS:
             self._refreshed = now
-            for replica, endpoint in find_nodes(self._spec, session.strangers).items():
-                self._add(replica, endpoint)
-                session.add_replica(replica, now)
+            self._meet_nodes(now)
         self._arm(now)
+
+    def _meet_nodes(self, now: Nanoseconds) -> None:
+        """Nodes come and go: connect to those that the cluster has now, and to no others."""
+        session, nodes = self.session, find_nodes(self._spec)
+        if nodes:
+            for replica in session.keep_replicas(nodes):
+                self._remove(replica)
+            for replica in nodes.keys() - session.replicas:
+                self._add(replica, nodes[replica])
+                session.add_replica(replica, now)
 
     def _send(self, replica: int, head: bytes, body: bytes) -> bool:
         socket = self._sockets.get(replica)

@@ -37,7 +37,7 @@ from zcluster.types import Nanoseconds
 
 __all__ = ["KV", "Bounded", "Consistency", "bounded"]
 
-REFRESH_NS: Final = 500_000_000
+REFRESH_NS: Final = 100_000_000
 """At most this often the description of the cluster is read again, to find a node that was added."""
 GRACE_S: Final = 5.0
 _monotonic_ns = time.monotonic_ns
@@ -166,7 +166,7 @@ class Connection:
 
     def __init__(self, spec: ClusterSpec, frames_in_flight: int) -> None:
         self._spec = spec
-        self._refreshed: Nanoseconds = 0
+        self._refreshed: Nanoseconds = _monotonic_ns()
         endpoints = {node.replica_id: spec.endpoint(node.name, CLIENT) for node in spec.nodes}
         self.session = ClientSession(endpoints, spec.cluster_id, random_number, frames_in_flight=frames_in_flight)
         self.channel = Channel(
@@ -255,10 +255,18 @@ class Connection:
                     session.unsent(replica, head, now)
         if session.results:
             self._hand_out()
-        if session.strangers and now - self._refreshed > REFRESH_NS:
+        if (session.strangers or session.searching) and now - self._refreshed > REFRESH_NS:
             self._refreshed = now
-            for replica, endpoint in find_nodes(self._spec, session.strangers).items():
-                self.channel.add(replica, endpoint)
+            self._meet_nodes(now)
+
+    def _meet_nodes(self, now: Nanoseconds) -> None:
+        """Nodes come and go: connect to those that the cluster has now, and to no others."""
+        session, nodes = self.session, find_nodes(self._spec)
+        if nodes:
+            for replica in session.keep_replicas(nodes):
+                self.channel.remove(replica)
+            for replica in nodes.keys() - session.replicas:
+                self.channel.add(replica, nodes[replica])
                 session.add_replica(replica, now)
 
     def _hand_out(self) -> None:
@@ -273,10 +281,12 @@ def random_number() -> int:
     return (int.from_bytes(os.urandom(8), "little") >> 1) or 1
 
 
-def find_nodes(spec: ClusterSpec, wanted: set[int]) -> dict[int, str]:
-    """Endpoints of replicas that were added after `spec` was read; those not found are left out."""
+def find_nodes(spec: ClusterSpec) -> dict[int, str]:
+    """Endpoints of the replicas that there are by now; empty where that cannot be known."""
     try:
         fresh = load_spec(spec.directory)
-        return {n.replica_id: fresh.endpoint(n.name, CLIENT) for n in fresh.nodes if n.replica_id in wanted}
+        if fresh.cluster_id != spec.cluster_id:  # made anew in the same place
+            return {}
+        return {n.replica_id: fresh.endpoint(n.name, CLIENT) for n in fresh.nodes}
     except (Error, OSError, KeyError):
         return {}

@@ -31,7 +31,7 @@ so that one that is merely slow is not drowned in copies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from zcluster import wire
@@ -80,6 +80,7 @@ class ClientSession:
         results: (token, value or exception) to be handed out; the driver takes them. Each token appears once.
         leader, term: what is believed.
         strangers: replicas named as leader that the driver did not know; it should find and `add_replica` them.
+        searching: nobody answers who would know who leads; the driver should look which nodes there are by now.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class ClientSession:
         self.leader: ReplicaId = NO_REPLICA
         self.term: Term = 0
         self.strangers: set[ReplicaId] = set()
+        self.searching = False
         self._replicas = list(dict.fromkeys(replicas))
         self._hello = _encode((wire.PROTOCOL, cluster_id))
         self._new_nonce = new_nonce
@@ -370,6 +372,17 @@ class ClientSession:
             self._replicas.append(replica)
         self.connected(replica, now)
 
+    def keep_replicas(self, replicas: Collection[ReplicaId]) -> list[ReplicaId]:
+        """Forget those that are not among `replicas`: they are no nodes any more. Returns who was forgotten."""
+        gone = [replica for replica in self._replicas if replica not in replicas]
+        self._replicas = [replica for replica in self._replicas if replica in replicas]
+        return gone
+
+    @property
+    def replicas(self) -> frozenset[ReplicaId]:
+        """Those that can be sent to, as far as the driver has said."""
+        return frozenset(self._replicas)
+
     # -- who leads ----------------------------------------------------------------------------------------------------
     def _send_hello(self, replica: ReplicaId) -> None:
         self.sends.append((replica, _pack_head(wire.HELLO, 0), self._hello))
@@ -378,6 +391,7 @@ class ClientSession:
         """Ask all nodes who leads, unless that was done a moment ago."""
         if now < self._probe_at:
             return
+        self.searching = True
         self._probe_at = now + self._probe_pause
         self._probe_pause = min(2 * self._probe_pause, PROBE_NS_MAX)
         for replica in self._replicas:
@@ -400,6 +414,7 @@ class ClientSession:
         if term < self.term or (term == self.term and (self.leader != NO_REPLICA or sender != leader)):
             return
         self.leader, self.term = leader, term
+        self.searching = False
         self._probe_pause = PROBE_NS
         self._complaint = ""
         if leader not in self._replicas:

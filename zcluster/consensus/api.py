@@ -208,6 +208,7 @@ class Status(msgspec.Struct, frozen=True):
     repair: bool = False
     term_started_committed: bool = False  # an entry of the current term has committed
     transfer_to: ReplicaId = 0
+    active_at: dict[ReplicaId, Nanoseconds] = {}  # leader only: when each member that might lead was last heard
     suspect: bool = False  # the power took what it acknowledged, perhaps: elections with its vote need every voter
 
 

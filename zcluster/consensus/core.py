@@ -285,6 +285,7 @@ class Core(ABC):
             repair=self.repair,
             term_started_committed=leadership is not None and self.commit_index >= leadership.term_start,
             transfer_to=leadership.transfer_to if leadership is not None else NO_REPLICA,
+            active_at=leadership.active_at() if leadership is not None else {},
             suspect=self.log.last_term <= self.suspect_after,
         )
 

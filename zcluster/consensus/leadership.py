@@ -95,6 +95,10 @@ class Leadership:
         match_index[self._id] = self._writes.durable_index
         return match_index
 
+    def active_at(self) -> dict[ReplicaId, Nanoseconds]:
+        """When each sound member was last heard."""
+        return {replica: progress.active_at for replica, progress in self.progress.items() if not progress.repair}
+
     def waiting_bytes(self, commit_index: Index) -> int:
         """Bytes of the log that wait for disks: for a majority's, or for the own one, without which followers may
         commit for as long as they like, while what waits for it is kept in memory here."""

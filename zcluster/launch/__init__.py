@@ -20,6 +20,8 @@ Files, lowest first:
     fleet        the children of one cluster and what the user wants of them
     logs         the event log; every log kept bounded
     requests     the supervisor's end of the control socket
+    membership   pure: the next steps from the nodes that there are to those that there are to be
+    reconcile    takes those steps, in the supervisor's loop
     verbs        what each request does
     supervisor   one loop over pidfds, the control socket and timers
     layout       a cluster's directory: create, change safely, list, remove

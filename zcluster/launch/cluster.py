@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from zcluster import config, wire
-from zcluster.config import load_spec
-from zcluster.errors import InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.config import load_spec, make_settings
+from zcluster.errors import Error, InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
@@ -34,7 +36,7 @@ class Cluster:
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory).absolute()
-        self.spec = load_spec(self.directory)
+        self._spec = load_spec(self.directory)
         self.control = Control(self.directory)
 
     def __eq__(self, other: object) -> bool:
@@ -47,6 +49,15 @@ class Cluster:
         return f"<{type(self).__name__} {self.name!r} in {self.directory}>"
 
     # -- looking ------------------------------------------------------------------------------------------------------
+    @property
+    def spec(self) -> config.ClusterSpec:
+        """The description, read afresh: nodes come and go. The last known one where there is none any more."""
+        try:
+            self._spec = load_spec(self.directory)
+        except (Error, OSError):
+            pass
+        return self._spec
+
     @property
     def name(self) -> str:
         return self.spec.name
@@ -127,17 +138,17 @@ class Cluster:
 
     def status(self) -> dict[str, Any]:
         """What `status --json` prints; see `report`. Adopts a cluster whose supervisor is gone."""
-        self.spec = load_spec(self.directory)
+        spec = load_spec(self.directory)
         try:
             supervisor = self.control.call("status")
         except NotRunning:
-            return report.describe(self.spec, None, {})
+            return report.describe(spec, None, {})
         able = [
             p["name"]
             for p in supervisor["processes"]
             if p["kind"] != "worker" and p["state"] == "up" and not p["paused"]
         ]
-        return report.describe(self.spec, supervisor, probe.statuses(self.spec, able, timeout_s=ANSWER_S))
+        return report.describe(spec, supervisor, probe.statuses(spec, able, timeout_s=ANSWER_S))
 
     # -- choosing -----------------------------------------------------------------------------------------------------
     def resolve(self, selector: str, *, chooser: random.Random | None = None) -> list[str]:
@@ -174,24 +185,29 @@ class Cluster:
         raise InvalidInput(f"no node {part!r} in cluster {self.name!r}; there are: {known}, and workers such as n1.w1")
 
     # -- acting -------------------------------------------------------------------------------------------------------
+    def _call_on(self, selector: str, verb: str, **arguments: Any) -> list[str]:
+        """Ask for what is selected. Returns: the names."""
+        while True:
+            names = self.resolve(selector)
+            try:
+                self.control.call(verb, targets=names, **arguments)
+                return names
+            except InvalidInput:  # a node that `all` stood for has just gone
+                if self.resolve(selector) == names:
+                    raise
+
     def kill(self, selector: str, signal_name: str = "SIGKILL") -> list[str]:
         """See `Node.kill`. Returns: the names."""
         name = signal_name.upper() if signal_name.upper().startswith("SIG") else f"SIG{signal_name.upper()}"
         if name not in system.signal_names():
             raise InvalidInput(f"no signal {signal_name!r}; for example KILL, TERM, INT, HUP, USR1")
-        names = self.resolve(selector)
-        self.control.call("kill", targets=names, signal_name=name)
-        return names
+        return self._call_on(selector, "kill", signal_name=name)
 
     def pause(self, selector: str) -> list[str]:
-        names = self.resolve(selector)
-        self.control.call("pause", targets=names)
-        return names
+        return self._call_on(selector, "pause")
 
     def resume(self, selector: str) -> list[str]:
-        names = self.resolve(selector)
-        self.control.call("resume", targets=names)
-        return names
+        return self._call_on(selector, "resume")
 
     # -- the network among the replicas; see `network` for what these return ------------------------------------------
     def partition(
@@ -258,15 +274,11 @@ class Cluster:
 
     def stop(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
         """Stop nodes cleanly, all by default; router and supervisor go on (`down` ends the cluster)."""
-        names = self.resolve(selector)
-        self.control.call("stop", targets=names, timeout_s=timeout, timeout=timeout + 10)
-        return names
+        return self._call_on(selector, "stop", timeout_s=timeout, timeout=timeout + 10)
 
     def start(self, selector: str = "all") -> list[str]:
         """Start nodes that are down; see `Node.start`."""
-        names = self.resolve(selector)
-        self.control.call("start", targets=names, timeout_s=10, timeout=20)
-        return names
+        return self._call_on(selector, "start", timeout_s=10, timeout=20)
 
     def restart(self, selector: str = "all", *, timeout: float = 10.0) -> list[str]:
         """Restart nodes one after the other: the next only when the last one answers and there is a leader."""
@@ -278,6 +290,27 @@ class Cluster:
                 if len(self.answering()) > len(self.spec.nodes) // 2:
                     self.wait_leader(30)
         return names
+
+    def scale(
+        self, nodes: int, *, timeout: float = 60.0, progress: Callable[[str], None] | None = None
+    ) -> dict[str, Any]:
+        """Let the cluster have that many nodes, 1 to 9; the highest numbers go. Return when it is so.
+
+        New nodes vote once they have caught up. Of a node that goes the workers finish what they run; then its data are
+        removed. Whoever is killed meanwhile: the change goes on, and asking for the same again joins it.
+
+        Args:
+            progress: called with what is being waited for, in words.
+        Returns: `nodes` (names), `changed`, and `absent`: names of those that are kept down, and join once started.
+        Raises: InvalidInput, NoQuorum (nothing was changed), Conflict (another change runs), Timeout (it goes on).
+        """
+        make_settings(nodes=nodes)
+        return self.control.call("scale", timeout=timeout + 10, progress=progress, nodes=nodes, timeout_s=timeout)
+
+    def wipe(self, node: str, *, timeout: float = 60.0, progress: Callable[[str], None] | None = None) -> None:
+        """See `Node.wipe`."""
+        self.spec.node(node)
+        self.control.call("wipe", timeout=timeout + 10, progress=progress, node=node, timeout_s=timeout)
 
     def down(self, timeout: float = 10.0, *, purge: bool = False) -> bool:
         """Stop everything; `purge`: remove the cluster with its data. Returns: whether anything ran."""
@@ -293,6 +326,36 @@ class Cluster:
         if not done:
             raise NoQuorum(f"no replica of {self.name!r} wrote a checkpoint within {timeout:g} s")
         return {name: body[0] for name, body in sorted(done.items()) if isinstance(body, list)}
+
+    def backup(
+        self, path: Path | str, *, node: str | None = None, force: bool = False, timeout: float = 30.0
+    ) -> dict[str, Any]:
+        """Write a consistent backup of all keys to a file, while the cluster serves; see `launch.backup.backup`.
+
+        Args:
+            node: whose checkpoint it is made from; by default a follower's.
+            force: replace an existing file.
+        Returns: its manifest. Raises: Conflict (the file exists), NoQuorum, Timeout, InvalidInput, StorageError.
+        """
+        from zcluster.launch.backup import backup
+
+        return msgspec.structs.asdict(backup(self, Path(path), node=node, force=force, timeout=timeout))
+
+    def transfer(self, selector: str, timeout: float = 10.0) -> Node:
+        """Let another node lead; return when it does. Raises: InvalidInput, Conflict (it cannot), Timeout."""
+        from zcluster.launch.transfer import transfer
+
+        return transfer(self, selector, timeout)
+
+    def verify(self, timeout: float = 30.0) -> dict[str, Any]:
+        """Compare the states of all replicas at one index, beside service.
+
+        Returns: {"index", "equal", "digests": node -> digest, "odd": those that differ, "missing": those not compared}.
+        Raises: NoQuorum.
+        """
+        from zcluster.launch.verify import verify
+
+        return verify(self, timeout)
 
     def connect(self) -> Client:
         """A client of this cluster."""

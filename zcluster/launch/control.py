@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,11 +174,14 @@ class Control:
                     raise
                 time.sleep(0.02)  # the lock's holder is about to start, or about to end: nothing tells which, or when
 
-    def call(self, verb: str, *, timeout: float = 10.0, **arguments: Any) -> dict[str, Any]:
+    def call(
+        self, verb: str, *, timeout: float = 10.0, progress: Callable[[str], None] | None = None, **arguments: Any
+    ) -> dict[str, Any]:
         """Ask and wait for the answer.
 
         Args:
             timeout: seconds, for the whole. Verbs that wait get it as their own limit in `arguments`.
+            progress: called with what the supervisor says meanwhile.
         Raises: NotRunning, Timeout, and what the supervisor answers.
         """
         give_up = time.monotonic() + timeout
@@ -190,11 +194,11 @@ class Control:
                     supervisor.signal(signal.SIGKILL)
                     supervisor.exited(give_up - time.monotonic())
                     continue
-                answer = self._exchange(spec, supervisor, body, give_up)
+                answer = self._exchange(spec, supervisor, body, give_up, progress)
             finally:
                 supervisor.close()
             if answer is not None:
-                ok, result = wire.decode(answer)
+                ok, result = answer
                 if ok:
                     return dict(result)
                 raise typed_error(*result)
@@ -206,8 +210,15 @@ class Control:
         endpoint = spec.endpoint("supervisor", config.CONTROL)
         return endpoint.startswith("ipc://") and not os.path.exists(endpoint.removeprefix("ipc://"))
 
-    def _exchange(self, spec: ClusterSpec, supervisor: Process, body: bytes, give_up: float) -> bytes | None:
-        """One request, one answer; None when the supervisor died or time is up."""
+    def _exchange(
+        self,
+        spec: ClusterSpec,
+        supervisor: Process,
+        body: bytes,
+        give_up: float,
+        progress: Callable[[str], None] | None,
+    ) -> Any:
+        """One request, one answer, decoded; None when the supervisor died or time is up."""
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         endpoint = spec.endpoint("supervisor", config.CONTROL)
         socket = make_socket(context, zmq.DEALER, connect=endpoint, security=Security.load(spec))
@@ -222,7 +233,11 @@ class Control:
                     socket.send(body, zmq.NOBLOCK)
                     poller.modify(socket, zmq.POLLIN)
                 elif events & zmq.POLLIN:
-                    return socket.recv()
+                    answer = wire.decode(socket.recv())
+                    if answer[0] is not None:
+                        return answer
+                    if progress is not None and answer[1]:
+                        progress(answer[1])
                 elif supervisor.pidfd in ready:
                     return None
             return None

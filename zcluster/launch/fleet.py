@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from zcluster.config import ClusterSpec
+from zcluster.config import FRESH, ClusterSpec
 from zcluster.errors import InvalidInput
 from zcluster.launch import files
 from zcluster.launch import process as system
@@ -36,6 +36,7 @@ COMMANDS: Commands = DEFAULT_COMMANDS
 """What supervisors started by this process use. Tests put small stand-ins here."""
 
 ROUTER: Final = "router"
+STARTED_FIRST: Final = ("replica", ROUTER, "worker")
 SUPERVISOR_YOUNG_S: Final = 10
 MS: Final = 1_000_000
 
@@ -103,12 +104,9 @@ class Fleet:
         self.owner = owner
         self.commands = commands
         self.children: dict[str, Child] = {}
-        for node in spec.nodes:
-            self._add(Child(node.name, "replica", node.name))
         self._add(Child(ROUTER, ROUTER, None))
         for node in spec.nodes:
-            for name in spec.worker_names(node.name):
-                self._add(Child(name, "worker", node.name))
+            self.add_node(node.name)
         self.wishes = self._read_wishes()
         self.closing = False
         self.displaced = False  # our directory is gone: what has its name now, if anything, is another cluster's
@@ -119,6 +117,20 @@ class Fleet:
 
     def _add(self, child: Child) -> None:
         self.children[child.name] = child
+
+    def add_node(self, node: str) -> None:
+        """Slots for its processes, which are started as soon as they may be."""
+        self._add(Child(node, "replica", node))
+        for name in self.spec.worker_names(node):
+            self._add(Child(name, "worker", node))
+        in_order = sorted(self.children.items(), key=lambda item: STARTED_FIRST.index(item[1].kind))
+        self.children = dict(in_order)
+
+    def remove_node(self, node: str) -> None:
+        """The slots of a node without processes; `adopt`ed and started ones have ended."""
+        for child in self.of_node(node):
+            assert child.process is None
+            del self.children[child.name]
 
     # -- looking ------------------------------------------------------------------------------------------------------
     def of_node(self, node: str) -> list[Child]:
@@ -194,7 +206,7 @@ class Fleet:
             arguments.append(child.name)
         if child.kind == "replica":
             self.error_path(child.name).unlink(missing_ok=True)
-            if not self.spec.created:
+            if not self.spec.created or self.spec.node(child.name).phase == FRESH:
                 arguments.append("--create")
         environment = {**self._environment, "ZCLUSTER_PROCESS": child.name}
         child.process = system.spawn(child.name, child.kind, arguments, environment=environment, log=log)

@@ -46,10 +46,14 @@ class ProcessHandle:
 class Node:
     """One machine in miniature: a replica and its workers, which live, stop and die together."""
 
-    def __init__(self, cluster: Cluster, name: str, replica_id: int) -> None:
+    def __init__(self, cluster: Cluster, name: str) -> None:
         self._cluster = cluster
         self.name = name
-        self.replica_id = replica_id
+
+    @property
+    def replica_id(self) -> int:
+        """Another one after `wipe`. Raises: InvalidInput (there is no such node any more)."""
+        return self._cluster.spec.replica_id(self.name)
 
     @property
     def pid(self) -> int | None:
@@ -88,6 +92,15 @@ class Node:
         """Stop it cleanly (SIGKILL after `timeout` seconds). It stays down until `start`."""
         self._cluster.stop(self.name, timeout=timeout)
 
+    def wipe(self, timeout: float = 60.0) -> None:
+        """Empty its disk, and do what a lost disk needs; only while it is down. It stays down until `start`.
+
+        First the others agree that its replica is no member any more, so nothing is erased where a majority might miss
+        it. Its successor has the name and another replica id; once started it gets everything from the others, and
+        votes when it has it. Raises: Conflict (it runs, or another change does), NoQuorum, Timeout.
+        """
+        self._cluster.wipe(self.name, timeout=timeout)
+
     def restart(self, timeout: float = 10.0) -> None:
         self._cluster.control.call("restart", targets=[self.name], timeout_s=timeout, timeout=timeout + 10)
 
@@ -113,7 +126,7 @@ class Nodes(Mapping[str, Node]):
     """The nodes by name, in order of their numbers."""
 
     def __init__(self, cluster: Cluster) -> None:
-        self._nodes = {n.name: Node(cluster, n.name, n.replica_id) for n in cluster.spec.nodes}
+        self._nodes = {n.name: Node(cluster, n.name) for n in cluster.spec.nodes}
 
     def __getitem__(self, name: str) -> Node:
         try:

@@ -9,7 +9,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,17 @@ from zcluster.errors import Conflict, Error, InvalidInput, NotRunning
 from zcluster.launch import files
 from zcluster.launch import process as system
 
-CHANGEABLE: Final = frozenset({"balance", "workers", "durability", "checkpoint_bytes", "checkpoint_seconds"})
+CHANGEABLE: Final = frozenset(
+    {
+        "balance",
+        "workers",
+        "durability",
+        "checkpoint_bytes",
+        "checkpoint_seconds",
+        "verify_seconds",
+        "preferred_leader",
+    }
+)
 """Settings that a stopped cluster may get anew; the others are part of what its data mean, or of who may vote."""
 
 _PARTS: Final = ("run", "logs", "data", "keys")
@@ -117,12 +127,14 @@ def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> Clus
     for part in _PARTS:
         (path / part).mkdir(mode=0o700, exist_ok=True)
     nodes = tuple(NodeSpec(f"n{i + 1}", i + 1) for i in range(settings.nodes))
+    check_preferred(settings, nodes)
     spec = ClusterSpec(
         format=config.FORMAT,
         name=name,
         cluster_id=os.urandom(16).hex(),
         settings=settings,
         nodes=nodes,
+        replica_ids_used=len(nodes),
         socket_directory=str(sockets),
         ephemeral=ephemeral,
         directory=str(path),
@@ -132,6 +144,13 @@ def _fill(path: Path, name: str, settings: Settings, *, ephemeral: bool) -> Clus
         spec = msgspec.structs.replace(spec, ports=allocate_ports(spec))
     save_spec(spec)
     return spec
+
+
+def check_preferred(settings: Settings, nodes: tuple[NodeSpec, ...]) -> None:
+    """Raises: InvalidInput, if the preferred leader is no node."""
+    names = [node.name for node in nodes]
+    if settings.preferred_leader and settings.preferred_leader not in names:
+        raise InvalidInput(f"preferred_leader is {settings.preferred_leader}, but the nodes are {', '.join(names)}")
 
 
 def _make_keys(path: Path) -> None:
@@ -151,11 +170,31 @@ def socket_names(spec: ClusterSpec) -> list[str]:
 
 
 def allocate_ports(spec: ClusterSpec) -> dict[str, int]:
-    """A port on 127.0.0.1 for each socket. Those in `spec.ports` that are still free are kept.
+    """A port on 127.0.0.1 for each socket of a stopped cluster. Those in `spec.ports` that are still free are kept.
+    Raises: Error (no ports left)."""
+    supply = _free_ports()
+    ports: dict[str, int] = {}
+    for name in socket_names(spec):
+        port = spec.ports.get(name)
+        while port is None or port in ports.values() or not _port_is_free(port):
+            port = next(supply)
+        ports[name] = port
+    return ports
 
-    New ones lie outside the range from which the system serves outgoing connections, so that nobody is given one of
-    them by chance while a replica is down. Raises: Error (no ports left).
-    """
+
+def add_ports(spec: ClusterSpec, node: str) -> dict[str, int]:
+    """The ports of a running cluster, and those of a node that joins it. Raises: Error (no ports left)."""
+    supply = _free_ports()
+    ports = dict(spec.ports)
+    for name in socket_names(spec):
+        if name.partition(".")[0] == node:
+            ports[name] = next(port for port in supply if port not in ports.values() and _port_is_free(port))
+    return ports
+
+
+def _free_ports() -> Iterator[int]:
+    """Candidates, one after the other. They lie outside the range from which the system serves outgoing connections,
+    so that nobody is given one of them by chance while a replica is down. Raises: Error, in place of ending."""
     try:
         low, high = (int(part) for part in _EPHEMERAL_PORTS.read_text().split())
     except (OSError, ValueError):
@@ -164,16 +203,8 @@ def allocate_ports(spec: ClusterSpec) -> dict[str, int]:
     if not candidates:
         candidates = list(range(1024, low))
     start = int.from_bytes(os.urandom(4)) % max(1, len(candidates))  # two clusters made at once look elsewhere
-    supply = iter([*candidates[start:], *candidates[:start]])
-    ports: dict[str, int] = {}
-    for name in socket_names(spec):
-        port = spec.ports.get(name)
-        while port is None or port in ports.values() or not _port_is_free(port):
-            port = next(supply, None)
-            if port is None:
-                raise Error("no free tcp ports on 127.0.0.1 outside the ephemeral range; use --transport ipc")
-        ports[name] = port
-    return ports
+    yield from [*candidates[start:], *candidates[:start]]
+    raise Error("no free tcp ports on 127.0.0.1 outside the ephemeral range; use --transport ipc")
 
 
 def _port_is_free(port: int) -> bool:
@@ -197,11 +228,13 @@ def refuse_differences(spec: ClusterSpec, different: Mapping[str, tuple[Any, Any
     listed = ", ".join(f"{name} is {now!r}, not {asked!r}" for name, (now, asked) in sorted(different.items()))
     safe = running and set(different) <= CHANGEABLE
     command = f"{config.command(spec.path)} down"
-    advice = (
-        f"stop it first ({command}), then `up` again with the new value"
-        if safe
-        else f"use another name, or discard it and its data: {command} --purge"
-    )
+    if set(different) == {"nodes"}:
+        up = "" if running else f"{config.command(spec.path)} up, then "
+        advice = f"to change that: {up}{config.command(spec.path)} scale {different['nodes'][1]}"
+    elif safe:
+        advice = f"stop it first ({command}), then `up` again with the new value"
+    else:
+        advice = f"use another name, or discard it and its data: {command} --purge"
     raise Conflict(
         f"cluster {spec.name!r} {'is running' if running else 'exists'} with other settings: {listed}; {advice}"
     )
@@ -221,6 +254,8 @@ def prepare_start(spec: ClusterSpec, given: Mapping[str, Any]) -> ClusterSpec:
         settings=make_settings(**merged),
         socket_directory=str(config.socket_directory(spec.path)),
     )
+    if given.get("preferred_leader"):
+        check_preferred(prepared.settings, spec.nodes)
     try:
         for part in _PARTS:
             (spec.path / part).mkdir(mode=0o700, exist_ok=True)

@@ -45,9 +45,12 @@ class LocalCluster(Cluster):
         transport: ipc, or tcp (127.0.0.1, encrypted).
         data_dir: keep the data there; a later LocalCluster on it goes on with them. Default: a private directory in
             $ZCLUSTER_HOME or the temporary directory, removed at the end.
+        restore: a backup file to begin with. Settings that are no parameter here are then those of the cluster that was
+            backed up.
         settings: any other field of `config.Settings`.
-    Raises: Conflict (data_dir: used by a running cluster, or made with other settings), InvalidInput, Timeout,
-        Degraded. Nothing is left running then.
+    Raises: DamagedBackup, FormatTooNew (restore); Conflict (data_dir: used by a running cluster, made with other
+        settings, or not empty although there is something to restore); InvalidInput, Timeout, Degraded. Nothing is
+        left running then.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class LocalCluster(Cluster):
         balance: str = "round_robin",
         transport: str = "ipc",
         data_dir: str | os.PathLike[str] | None = None,
+        restore: str | os.PathLike[str] | None = None,
         **settings: Any,
     ) -> None:
         system.require_linux()
@@ -75,7 +79,9 @@ class LocalCluster(Cluster):
         self._creator_pid = os.getpid()
         self._closed = True
         self._closing = threading.Lock()
-        if data_dir is None:
+        if restore is not None:
+            spec = _plant(Path(restore), data_dir, given)
+        elif data_dir is None:
             path = layout.ephemeral_directory()
             try:
                 spec = layout.create(path.name[:64], wanted, directory=path, ephemeral=True)
@@ -149,6 +155,23 @@ _open_clusters: weakref.WeakSet[LocalCluster] = weakref.WeakSet()
 def _close_all() -> None:
     for cluster in list(_open_clusters):
         cluster.close()
+
+
+def _plant(backup: Path, data_dir: str | os.PathLike[str] | None, given: dict[str, Any]) -> ClusterSpec:
+    """A stopped cluster with the state of a backup, in a new private directory or in one that the user keeps."""
+    from zcluster.launch.backup import plant_backup
+
+    backup = backup.expanduser().absolute()
+    if data_dir is not None:
+        spec, _ = plant_backup(backup, "local", Path(data_dir).expanduser().absolute(), given)
+    else:
+        path = layout.ephemeral_directory()
+        try:
+            spec, _ = plant_backup(backup, path.name[:64], path, given, ephemeral=True)
+        except BaseException:
+            files.remove_tree(path)
+            raise
+    return layout.prepare_start(spec, {})
 
 
 def _open_kept(path: Path, given: dict[str, Any]) -> ClusterSpec:

@@ -20,6 +20,8 @@ HELLO_AGAIN_S: Final = 0.2
 """A replica that was restarted meanwhile does not know us: greet again after this long."""
 ROUTER_AGAIN_S: Final = 0.02
 RECONNECT_MS: Final = 5
+GREETING: Final = 1
+"""The number of every HELLO."""
 
 ROUTER: Final = "router"
 
@@ -41,6 +43,7 @@ class Connections:
 
     `announced`: node -> (leader's replica id or 0, term), the last that this very node has said.
     `router`: the router's last status, None before the first.
+    `answers`: (node, kind, request, body) of what came of `ask`; the caller takes them out.
     """
 
     def __init__(
@@ -54,9 +57,10 @@ class Connections:
         self.spec = spec
         self.announced: dict[str, tuple[int, int]] = {}
         self.router: dict[str, Any] | None = None
+        self.answers: list[tuple[str, int, int, bytes]] = []
         self._own_context = context is None
         self._context = context if context is not None else zmq.Context()
-        self._hello = [wire.pack_head(wire.HELLO, 1), wire.encode([wire.PROTOCOL, spec.cluster_id])]
+        self._hello = [wire.pack_head(wire.HELLO, GREETING), wire.encode([wire.PROTOCOL, spec.cluster_id])]
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
         self._greeted: dict[str, float] = {}
         self._poller = zmq.Poller()
@@ -104,8 +108,9 @@ class Connections:
 
     def _take(self, name: str) -> bool:
         came = False
-        while (reply := _receive(self._sockets[name])) is not None:
-            kind, body = reply
+        while (parts := _receive_parts(self._sockets[name])) is not None:
+            kind, request = wire.HEAD.unpack(parts[0])
+            body = parts[1]
             if kind == wire.LEADER and name != ROUTER:
                 leader, term = wire.decode(body)
                 self.announced[name] = (leader, term)
@@ -114,7 +119,24 @@ class Connections:
                 status = wire.decode(body)
                 self.router = status if isinstance(status, dict) else None
                 came = True
+            elif request > GREETING:
+                self.answers.append((name, kind, request, body))
+                came = True
         return came
+
+    def ask(self, name: str, kind: int, request: int, body: bytes) -> bool:
+        """Send a request with a number above GREETING; False: it cannot be sent now."""
+        try:
+            self._sockets[name].send_multipart([wire.pack_head(kind, request), body], zmq.NOBLOCK)
+        except (KeyError, zmq.Again):
+            return False
+        return True
+
+    @property
+    def next_greeting(self) -> float:
+        """time.monotonic() of when somebody is to be greeted again; who is overdue cannot be reached yet."""
+        now = time.monotonic()
+        return min((due for name in self._sockets if (due := self._due(name)) > now), default=now + 1)
 
     def close(self) -> None:
         for socket in self._sockets.values():
@@ -125,14 +147,20 @@ class Connections:
 
 
 def _receive(socket: zmq.Socket[bytes]) -> Reply | None:
-    """One answer that is already here, or None. What is not an answer is dropped."""
+    """One answer that is already here, or None."""
+    parts = _receive_parts(socket)
+    return None if parts is None else (wire.HEAD.unpack(parts[0])[0], parts[1])
+
+
+def _receive_parts(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """[head, body] of one answer that is already here, or None. What is not an answer is dropped."""
     while True:
         try:
             parts = socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return None
         if len(parts) == 2 and len(parts[0]) == wire.HEAD_BYTES:
-            return wire.HEAD.unpack(parts[0])[0], parts[1]
+            return parts
 
 
 def ask(

@@ -11,13 +11,17 @@ from typing import Any, Final
 
 Map = dict[str, Any]
 
+_WIPE: Final = "--wipe"
 _TOO_NEW: Final = "FormatTooNew"
 _DISK: Final = ("StorageError", "its disk failed")
 """How the reasons of a failed or full disk begin: as the node writes them, and as the supervisor guesses them."""
 
 
 def start(command: str, nodes: Sequence[Map], directory: str) -> list[str]:
-    """For nodes that are down. `command`: how this cluster is called, without a verb."""
+    """For nodes that are down. `command`: how this cluster is called, without a verb.
+
+    A node whose data are lost says itself that it is to be wiped, where that is safe.
+    """
     plain = [node["name"] for node in nodes if not node["failure"]]
     fixes = [f"{command} start {' '.join(plain)}"] if plain else []
     return fixes + [_after_failure(command, node, directory) for node in nodes if node["failure"]]
@@ -25,9 +29,9 @@ def start(command: str, nodes: Sequence[Map], directory: str) -> list[str]:
 
 def _after_failure(command: str, node: Map, directory: str) -> str:
     name, failure = node["name"], node["failure"]
+    if _WIPE in failure:
+        return f"{command} start {name} {_WIPE}"
     again = f"then: {command} start {name}"
-    if "--wipe" in failure:  # it says itself that it may begin anew, empty
-        return f"{command} start {name} --wipe"
     if failure.startswith(_TOO_NEW):
         return f"upgrade zcluster, {again}"
     if failure.startswith(_DISK):
@@ -52,10 +56,10 @@ def election(command: str, nodes: Sequence[Map]) -> tuple[list[str], list[str]]:
     return [problem], [f"{force}{command} recover --force-new {best}"]
 
 
-def workers(report: Map) -> list[str]:
+def workers(report: Map, registered: int) -> list[str]:
     """Workers that are not there, and why they died where that is known."""
     expected = report["workers_expected"]
-    missing = expected - sum(worker["registered"] for worker in report["workers"])
+    missing = expected - registered
     if missing <= 0:
         return []
     reasons = dict.fromkeys(worker["exit"] for worker in report["workers_down"] if worker["exit"])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from zcluster import config
-from zcluster.config import ClusterSpec
+from zcluster.config import JOINING, LEAVING, MEMBER, ClusterSpec, NodeSpec
 from zcluster.launch import files, network, remedies
 from zcluster.launch import process as system
 
@@ -38,7 +39,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
     nodes = [describe_node(spec, n.name, processes, answers.get(n.name), seen.get(n.name)) for n in spec.nodes]
     leader, term = find_leader(spec, answers)
     commit_index = next((n["commit_index"] for n in nodes if n["name"] == leader), None)
+    voters = find_voters(spec, answers)
     for node in nodes:
+        node |= _membership(spec.node(node["name"]), node, voters)
         applied = node["last_applied"]
         lags = commit_index is not None and applied is not None
         node["lag"] = max(0, commit_index - applied) if lags else None
@@ -62,6 +65,8 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "leader": leader,
         "term": max([term, *(a.get("term", 0) for a in answers.values())]),
         "quorum": False,
+        "voters": [n["name"] for n in nodes if n["voter"]],
+        "change": (supervisor or {}).get("change"),
         "nodes": nodes,
         "network": network.describe([n["name"] for n in nodes], {n["name"]: n.get("faults", ()) for n in nodes}),
         "routers": routers,
@@ -71,7 +76,7 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
             for p in processes.values()
             if p["kind"] == "worker" and p["state"] == "restarting"
         ],
-        "workers_expected": len(spec.nodes) * spec.settings.workers,
+        "workers_expected": sum(n.phase != LEAVING for n in spec.nodes) * spec.settings.workers,
         "queued": router.get("queued", 0),
         "tasks_per_s": router.get("tasks_per_s", 0.0),
         "router": router or None,
@@ -79,8 +84,9 @@ def describe(spec: ClusterSpec, supervisor: Map | None, answers: Mapping[str, Ma
         "directory": spec.directory,
         "ephemeral": spec.ephemeral,
     }
-    able = [n["name"] for n in nodes if n["responsive"] and not n["repair"]]
-    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(nodes) // 2
+    able = [n["name"] for n in nodes if n["voter"] and n["responsive"] and not n["repair"]]
+    report["quorum"] = network.in_touch(able, report["network"]["cuts"]) > len(voters) // 2
+    report["verified"] = compare_digests(answers)
     if supervisor is not None:
         report["state"] = judge(report)
     report["problems"], report["fix"] = explain(report)
@@ -131,6 +137,29 @@ def describe_node(
     return node
 
 
+def find_voters(spec: ClusterSpec, answers: Mapping[str, Map]) -> list[int]:
+    """Replica ids of those that vote, as the latest configuration has it that anybody answers with; else all."""
+    known = [(a["configuration_index"], a["voters"]) for a in answers.values() if a.get("voters")]
+    return list(max(known)[1]) if known else [n.replica_id for n in spec.nodes]
+
+
+def _membership(node_spec: NodeSpec, node: Map, voters: Collection[int]) -> Map:
+    """Its part in the cluster. The role of a living one that has no vote (yet, or any more) says so."""
+    voter = node_spec.replica_id in voters
+    role = node["role"]
+    if node["responsive"] and node_spec.phase == LEAVING:
+        role = "leaving"
+    elif node["responsive"] and not voter:
+        role = "learner"
+    return {"voter": voter, "phase": node_spec.phase, "role": role}
+
+
+def _registered(report: Map) -> int:
+    """Workers that the router knows, but for those that drain."""
+    leaving = {n["name"] for n in report["nodes"] if n["phase"] == LEAVING}
+    return sum(w["registered"] for w in report["workers"] if w["node"] not in leaving)
+
+
 def _process(process: Map) -> Map:
     """What the system knows of a living process. `cpu_percent` is the mean since its start."""
     stat = system.read_stat(process["pid"])
@@ -163,19 +192,47 @@ def find_leader(spec: ClusterSpec, answers: Mapping[str, Map]) -> tuple[str | No
     return (name if leads else None), term
 
 
+def compare_digests(answers: Mapping[str, Map]) -> Map | None:
+    """The newest comparison of the replicas' states: {"index", "equal", "nodes": those compared, "odd": those that
+    differ from most}. One that found a difference outweighs all later ones. None: there are no two digests of one
+    index."""
+    by_index: dict[int, dict[str, str]] = {}
+    for name, answer in answers.items():
+        for index, digest in (answer.get("digests") or {}).items():
+            by_index.setdefault(int(index), {})[name] = digest
+    compared = {index: digests for index, digests in sorted(by_index.items()) if len(digests) > 1}
+    differing = [index for index, digests in compared.items() if len(set(digests.values())) > 1]
+    if not compared:
+        return None
+    index = differing[-1] if differing else max(compared)
+    odd = odd_ones(compared[index])
+    return {"index": index, "equal": not odd, "nodes": sorted(compared[index]), "odd": odd}
+
+
+def odd_ones(digests: Mapping[str, str]) -> list[str]:
+    """Whose digest is not that of a majority of those compared; all of them, where there is no such majority."""
+    counts = Counter(digests.values())
+    digest, count = counts.most_common(1)[0]
+    if count * 2 <= len(digests):
+        return sorted(digests) if len(counts) > 1 else []
+    return sorted(name for name, other in digests.items() if other != digest)
+
+
 def judge(report: Map) -> str:
-    """healthy: every node answers and is sound, a leader, the router, all workers registered and none paused, and no
-    fault in the network.
+    """healthy: every node answers and is sound, no state differs, a leader, the router, all workers registered and none
+    paused, and no fault in the network.
     no_quorum: no majority of nodes answers that may vote and is in touch; one that repairs itself may not."""
     if not report["quorum"]:
         return NO_QUORUM
     if network.lines(report["network"], [n["name"] for n in report["nodes"]]):
         return DEGRADED
-    nodes_up = all(n["responsive"] and not n["repair"] for n in report["nodes"])
-    registered = sum(w["registered"] for w in report["workers"])
+    nodes_up = all(n["responsive"] and not n["repair"] and n["phase"] == MEMBER for n in report["nodes"])
+    nodes_up = nodes_up and report["change"] is None
+    registered = _registered(report)
     frozen = any(w["paused"] for w in report["workers"])
     complete = report["router"] is not None and registered == report["workers_expected"] and not frozen
-    return HEALTHY if nodes_up and report["leader"] and complete else DEGRADED
+    alike = report["verified"] is None or report["verified"]["equal"]
+    return HEALTHY if nodes_up and alike and report["leader"] and complete else DEGRADED
 
 
 def explain(report: Map) -> tuple[list[str], list[str]]:
@@ -183,9 +240,15 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
     command = config.command(Path(report["directory"]))
     if report["state"] == STOPPED:
         return ["stopped"], [f"{command} up"]
-    problems, down, paused = [], list[Map](), []
+    problems: list[str] = []
+    down: list[Map] = []
+    paused: list[str] = []
+    if report["change"] is not None:
+        problems.append(f"it is to have {report['change']['nodes']} nodes: {report['change']['text']}")
     for node in report["nodes"]:
         if node["state"] == "down":
+            if node["phase"] == LEAVING:
+                continue
             down.append(node)
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
         elif node["paused"]:
@@ -193,10 +256,18 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
             problems.append(f"{node['name']} is paused")
         elif not node["responsive"]:
             problems.append(f"{node['name']} does not answer")
+        elif node["phase"] == JOINING:
+            problems.append(f"{node['name']} is a learner: it votes once it has caught up")
         elif node["repair"]:
             problems.append(f"{node['name']} repairs itself from its peers: {node.get('damage') or 'damaged data'}")
     broken = network.lines(report["network"], [n["name"] for n in report["nodes"]])
     problems += broken
+    verified = report.get("verified")
+    if verified is not None and not verified["equal"]:
+        problems.append(
+            f"the state of {' '.join(verified['odd'])} is another one than that of the others at entry "
+            f"{verified['index']:,}: see {command} verify --help"
+        )
     force: list[str] = []
     if not report["leader"]:
         problems.append("no leader")
@@ -213,7 +284,7 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         if worker["paused"] and worker["node"] not in paused:
             paused.append(worker["name"])
             problems.append(f"{worker['name']} is paused")
-    problems += remedies.workers(report)
+    problems += remedies.workers(report, _registered(report))
     fixes = remedies.start(command, down, report["directory"]) + force
     fixes += [f"{command} resume {' '.join(paused)}"] if paused else []
     fixes += [f"{command} heal"] if broken else []

@@ -1,6 +1,7 @@
 """The supervisor's end of the control socket: requests come in, replies go out, some of them later.
 
     request    [verb, {argument: value}]                          MessagePack, one frame from a DEALER
+    progress   [None, text]                                       any number of them, before the reply
     reply      [True, {...}]  or  [False, [error class, text]]
 
 A reply may wait for something to become true: `wait_until` keeps it, `answer_due` looks whether it is time. Not here:
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,9 +88,16 @@ class Requests:
     def refuse(self, client: bytes, error: BaseException) -> None:
         self._send(client, [False, [type(error).__name__, str(error)]])
 
-    def _send(self, client: bytes, body: list[Any]) -> None:
-        with suppress(zmq.ZMQError):  # the asker has gone
+    def progress(self, client: bytes, text: str) -> bool:
+        """Say how far it is. False: the asker has gone."""
+        return self._send(client, [None, text])
+
+    def _send(self, client: bytes, body: list[Any]) -> bool:
+        try:
             self.socket.send_multipart([client, wire.encode(body)], zmq.NOBLOCK)
+        except zmq.ZMQError:  # the asker has gone
+            return False
+        return True
 
     def wait_until(self, client: bytes, timeout_s: float, what: str, holds: Callable[[], bool]) -> None:
         """Answer once `holds()` is true, or that `what` took too long."""

@@ -5,6 +5,7 @@ idle cluster wakes it twice a minute, to bound the logs and to see that its dire
 
     ping · status · pause · resume            answered at once
     kill · stop · start · restart · down      answered when it is so; other requests are served meanwhile
+    scale · wipe                              likewise, by `reconcile`
 
 What requests look like: see `requests`. SIGTERM: stop everything cleanly. SIGKILL: the children go on; the next
 supervisor adopts them. The owner's death: SIGKILL to everything, and every file of an ephemeral cluster is removed.
@@ -31,6 +32,7 @@ from zcluster.launch.fleet import DEFAULT_COMMANDS, MS, Child, Commands, Fleet
 from zcluster.launch.logs import Logs
 
 if TYPE_CHECKING:
+    from zcluster.launch.reconcile import Reconciler
     from zcluster.launch.verbs import Verbs
 
 SECOND: Final = 1000 * MS
@@ -51,6 +53,7 @@ class Supervisor:
         self._signals, self._signal_write = os.pipe()
         self.logs = Logs(spec.path / "logs")
         self.verbs: Verbs | None = None  # once the control socket is open
+        self.reconciler: Reconciler | None = None  # likewise
 
     # -- start and end ------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -69,11 +72,14 @@ class Supervisor:
 
     def open_control(self) -> None:
         """Raises: zmq.ZMQError, InvalidInput: where the socket is to lie is not ours to write."""
+        from zcluster.launch.reconcile import Reconciler
         from zcluster.launch.requests import Requests
         from zcluster.launch.verbs import Verbs
 
         requests = Requests(self.spec)
-        self.verbs = Verbs(self.fleet, requests, note=self.note, start_due=self.start_due)
+        self.reconciler = Reconciler(self.fleet, requests, note=self.note, use=self.use)
+        self.reconciler.wake_if_unsettled()
+        self.verbs = Verbs(self.fleet, requests, self.reconciler, note=self.note, start_due=self.start_due)
         if requests.sockets_were_gone:
             for child in self.fleet.living():
                 if child.process is not None and not child.process.own:  # adopted: nobody can connect to it any more
@@ -135,7 +141,7 @@ class Supervisor:
     def run(self) -> None:
         import zmq
 
-        assert self.verbs is not None
+        assert self.verbs is not None and self.reconciler is not None
         while not self.done:
             poller = zmq.Poller()
             poller.register(self.verbs.requests.socket, zmq.POLLIN)
@@ -148,11 +154,13 @@ class Supervisor:
             if self._creation is not None:
                 for socket, events in self._creation.interest():
                     poller.register(socket, events)
+            for socket, events in self.reconciler.interest():
+                poller.register(socket, events)
             ready = dict(poller.poll(self._timeout_ms()))
             self.turn(ready)
 
     def turn(self, ready: dict[Any, int]) -> None:
-        assert self.verbs is not None
+        assert self.verbs is not None and self.reconciler is not None
         self.check_place()
         if self._signals in ready:
             numbers = os.read(self._signals, 64)
@@ -171,6 +179,8 @@ class Supervisor:
             if child.kill_at is not None and child.kill_at <= now:
                 self.note("SIGKILL: did not stop in time", child)
                 self.fleet.kill(child, signal.SIGKILL)
+        if not self.fleet.displaced:
+            self.reconciler.turn(now)
         self.start_due()
         self.verbs.requests.answer_due()
         self.check_creation(now)
@@ -181,8 +191,8 @@ class Supervisor:
             self.done = True
 
     def _timeout_ms(self) -> int:
-        assert self.verbs is not None
-        moments = [self.logs.next_look, *self.verbs.requests.deadlines()]
+        assert self.verbs is not None and self.reconciler is not None
+        moments = [self.logs.next_look, self.reconciler.next_deadline(), *self.verbs.requests.deadlines()]
         due = self.fleet.next_deadline()
         if due is not None:
             moments.append(due)
@@ -221,17 +231,20 @@ class Supervisor:
             except (Error, OSError) as error:  # a full disk, a damaged description: try again
                 self.note(f"cannot note that every store exists: {error}", None)
                 return
-            self.spec = created
-            self.fleet.spec = self.spec
+            self.use(created)
             self._creation.close()
             self._creation = None
+
+    def use(self, spec: ClusterSpec) -> None:
+        """The description has changed."""
+        self.spec = self.fleet.spec = spec
 
     def serve(self) -> None:
         assert self.verbs is not None
         for client, verb, arguments in self.verbs.requests.take():
             self.verbs.carry_out(client, verb, arguments)
 
-    def note(self, event: str, child: Child | None, pid: int | None = None) -> None:
+    def note(self, event: str, child: Child | None = None, pid: int | None = None) -> None:
         """A line of the event log; `pid`: of a child that has none any more."""
         if child is None:
             self.logs.note(event)

@@ -2,6 +2,7 @@
 
     ping · status · pause · resume            answered at once
     kill · stop · start · restart · down      answered when it is so; other requests are served meanwhile
+    scale · wipe                              likewise, by `reconcile`
 
 Not here: how requests come in and replies go out (`requests`), and what happens between them (`supervisor`).
 """
@@ -15,10 +16,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from zcluster import __version__
+from zcluster.config import LEAVING
 from zcluster.errors import Conflict, Error, InvalidInput, StorageError
 from zcluster.launch import process as system
 from zcluster.launch.fleet import MS, Child, Fleet
 from zcluster.launch.process import Process
+from zcluster.launch.reconcile import Reconciler
 from zcluster.launch.requests import Requests
 
 SECOND: Final = 1000 * MS
@@ -29,7 +32,7 @@ WHILE_CLOSING: Final = frozenset({"ping", "status", "down"})
 class Note(Protocol):
     """Writes a line of the event log."""
 
-    def __call__(self, event: str, child: Child | None) -> None: ...
+    def __call__(self, event: str, child: Child | None = None) -> None: ...
 
 
 class Verbs:
@@ -39,9 +42,18 @@ class Verbs:
         start_due: starts what should run and may start now.
     """
 
-    def __init__(self, fleet: Fleet, requests: Requests, *, note: Note, start_due: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        requests: Requests,
+        reconciler: Reconciler,
+        *,
+        note: Note,
+        start_due: Callable[[], None],
+    ) -> None:
         self.fleet = fleet
         self.requests = requests
+        self.reconciler = reconciler
         self.note = note
         self.start_due = start_due
 
@@ -71,6 +83,7 @@ class Verbs:
             "pid": os.getpid(),
             "version": __version__,
             "processes": [fleet.describe(child) for child in fleet.children.values()],
+            "change": self.reconciler.describe(),
         }
         self.requests.reply(client, body)
 
@@ -149,7 +162,7 @@ class Verbs:
 
     def start(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:
         """What is being stopped right now is started once it is gone; a paused node with a living replica stays so."""
-        children = self.fleet.resolve(targets)
+        children = self._that_stay(targets)
         self.fleet.want_up(c.name for c in children if c.kind == "replica")
         stalled = [c.name for c in children if c.process is None and c.name in self.fleet.wishes.paused]
         if stalled:
@@ -159,10 +172,20 @@ class Verbs:
                 child.failure = child.restart_at = None
                 child.quick_deaths = 0
         self.start_due()
+        self.reconciler.wake_if_unsettled()
         self.requests.wait_until(client, timeout_s, "start", self._running(children))
 
+    def _that_stay(self, targets: list[str]) -> list[Child]:
+        """As `Fleet.resolve`, but for nodes on their way out. Raises: Conflict, if those were all."""
+        leaving = {n.name for n in self.fleet.spec.nodes if n.phase == LEAVING}
+        found = self.fleet.resolve(targets)
+        staying = [child for child in found if child.node not in leaving]
+        if found and not staying:
+            raise Conflict(f"{', '.join(targets)}: on the way out of the cluster; see: zcluster status")
+        return staying
+
     def restart(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:
-        children = self.fleet.resolve(targets)
+        children = self._that_stay(targets)
         nodes = [c.name for c in children if c.kind == "replica"]
         self.fleet.want_up(nodes)
         self.fleet.want_paused(nodes, paused=False)
@@ -172,8 +195,15 @@ class Verbs:
             child.failure = child.restart_at = None
             self.fleet.ask_to_stop(child, kill_at)
         self.start_due()
+        self.reconciler.wake_if_unsettled()
         gone, running = _gone(old), self._running(children)
         self.requests.wait_until(client, timeout_s + 5, "restart", lambda: gone() and running())
+
+    def scale(self, client: bytes, nodes: int, timeout_s: float = 60) -> None:
+        self.reconciler.scale(client, nodes, timeout_s)
+
+    def wipe(self, client: bytes, node: str, timeout_s: float = 60) -> None:
+        self.reconciler.wipe(client, node, timeout_s)
 
     def down(self, client: bytes, timeout_s: float = 10) -> None:
         self.note("down", None)
@@ -192,6 +222,8 @@ class Verbs:
         "stop": stop,
         "start": start,
         "restart": restart,
+        "scale": scale,
+        "wipe": wipe,
         "down": down,
     }
 

@@ -17,6 +17,10 @@ class Snapshot(Protocol):
         """The state as self-contained chunks of at most ~64 KiB (one big value may exceed it), each made in well
         under a millisecond. Exhausting or closing the iterator ends the view."""
 
+    def digest(self) -> Iterator[str | None]:
+        """None after each slice of work, well under a millisecond long, then the digest of the state: the same on all
+        replicas at equal index, whatever order their keys came in. In place of `chunks`; ends the view."""
+
 
 class Machine(Protocol):
     def apply(self, index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
@@ -28,6 +32,9 @@ class Machine(Protocol):
 
     def capture(self) -> Snapshot:
         """Freeze the state after the last applied entry, in O(1). At most one capture at a time."""
+
+    def take_mark(self) -> bool:
+        """Whether an OP_MARK was applied since this was last asked."""
 
     def maintain(self) -> bool:
         """One bounded slice of background work (merging the overlay back). True while there is more to do."""

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated, Any, Final
 
@@ -30,9 +31,23 @@ import msgspec
 from zcluster.errors import FormatTooNew
 from zcluster.machines.kv import CHUNK_BYTES, KvStore, View, pairs_of
 from zcluster.machines.sessions import Session, Sessions, refusal
-from zcluster.wire import E_BAD_REQUEST, FRAME_BYTES_MAX, OP_HASH, OP_REGISTER, OPS_MAX, decode, encode
+from zcluster.wire import (
+    E_BAD_REQUEST,
+    FRAME_BYTES_MAX,
+    OP_HASH,
+    OP_INDEX,
+    OP_MARK,
+    OP_REGISTER,
+    OPS_MAX,
+    decode,
+    encode,
+)
 
 SCHEMA: Final = 1
+
+DIGEST_BYTES: Final = 16
+DIGEST_SLICE: Final = 256
+"""Pairs whose digests are worked out in one go: a quarter of a millisecond."""
 
 _HEADER: Final = 0
 _PAIRS: Final = 1
@@ -69,7 +84,9 @@ _MALFORMED: Final = refusal(
     "numbers, booleans or nothing",
 )
 _TOO_LONG: Final = refusal(E_BAD_REQUEST, f"a frame has at most {FRAME_BYTES_MAX} bytes")
-_BAD_REGISTRATION: Final = refusal(E_BAD_REQUEST, "id 0 is for registering the session, and nothing else")
+_BAD_REGISTRATION: Final = refusal(
+    E_BAD_REQUEST, "id 0 is for registering the session, or for a mark, and nothing else"
+)
 
 
 class ClusterMachine:
@@ -79,6 +96,7 @@ class ClusterMachine:
         self.sessions = Sessions(sessions_max)
         self.kv = KvStore(key_bytes_max, value_bytes_max)
         self.index = 0
+        self._marked = False
 
     # -- applying and asking ------------------------------------------------------------------------------------------
     def apply(self, index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
@@ -100,6 +118,9 @@ class ClusterMachine:
             return _MALFORMED  # the same answer: which of the two notices is a matter of stack depth
         frame_id = frame.id
         if frame_id == 0:
+            if ops == [[OP_MARK]]:
+                self._marked = True
+                return encode([self.index])
             if ops != [[OP_REGISTER]]:
                 return _BAD_REGISTRATION
             return encode([self.sessions.register(frame.session)])
@@ -119,6 +140,9 @@ class ClusterMachine:
         if [OP_HASH] in ops:
             hashed = self._hash_result()  # once, however often it is asked for: it walks the whole state
             results = [hashed if op == [OP_HASH] else result for op, result in zip(ops, results, strict=True)]
+        if [OP_INDEX] in ops:
+            at = [self.index, self.kv.revision]
+            results = [at if op == [OP_INDEX] else result for op, result in zip(ops, results, strict=True)]
         return encode(results)
 
     def _hash_result(self) -> list[Any]:
@@ -141,9 +165,21 @@ class ClusterMachine:
         header = [SCHEMA, self.index, self.sessions.now_ms, self.kv.revision, self.sessions.registrations]
         return MachineSnapshot(header, self.kv.capture(), self.sessions.capture())
 
+    def take_mark(self) -> bool:
+        """See Machine.take_mark."""
+        marked, self._marked = self._marked, False
+        return marked
+
     def maintain(self) -> bool:
         """See Machine.maintain."""
         return self.kv.maintain()
+
+    def begin_anew(self) -> None:
+        """The state becomes the first one of another cluster: keys, values, revision and log time stay, and what
+        belongs to clients of the old one ends. Session ids go on counting, so that none of theirs is given again."""
+        ended, self.sessions = self.sessions, Sessions(self.sessions.sessions_max)
+        self.sessions.now_ms = ended.now_ms
+        self.sessions.registrations = ended.registrations
 
     def restore(self, chunks: Iterator[bytes]) -> None:
         """See Machine.restore. On an error the state is what it was before."""
@@ -179,6 +215,35 @@ class ClusterMachine:
         self.kv.replace(pairs, header.revision)
 
 
+class Summary(msgspec.Struct, frozen=True):
+    """What a snapshot holds: up to which index, at which revision, how many keys and sessions."""
+
+    index: int
+    revision: int
+    keys: int
+    sessions: int
+
+
+def summarize(chunks: Iterable[bytes]) -> Summary:
+    """Read a whole snapshot, keep nothing of it. Raises: FormatTooNew, ValueError (damaged)."""
+    stream = _contents(chunks)
+    first = next(stream, None)
+    return _summary(first, (*deque(stream, maxlen=1), (_HEADER, None))[0])
+
+
+def summary_of(first: bytes, last: bytes) -> Summary:
+    """The same from the first and the last chunk alone. Raises: FormatTooNew, ValueError (damaged)."""
+    return _summary(_content(first)[1:], _content(last)[1:])
+
+
+def _summary(first: tuple[int, Any] | None, last: tuple[int, Any]) -> Summary:
+    header = _read_header(first)
+    kind, content = last
+    if kind != _END or type(content) is not list or list(map(type, content)) != [int, int]:
+        raise ValueError("snapshot is damaged: its end is missing")
+    return Summary(header.index, header.revision, content[0], content[1])
+
+
 class MachineSnapshot:
     """A frozen view; closed when its chunks were read, when their iterator is closed, or when it is dropped."""
 
@@ -190,6 +255,22 @@ class MachineSnapshot:
     def chunks(self) -> Iterator[bytes]:
         """See Snapshot.chunks. To be called once."""
         return _Chunks(self)
+
+    def digest(self) -> Iterator[str | None]:
+        """See Snapshot.digest. Of pairs the digests are added up, so their order does not matter; the rest has one."""
+        pairs_sum = 0
+        ordered = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        for kind, content in self.contents():
+            if kind != _PAIRS:
+                ordered.update(encode((kind, content)))
+                yield None
+                continue
+            for start in range(0, len(content), 2 * DIGEST_SLICE):
+                pairs_sum += _sum_of_digests(content[start : start + 2 * DIGEST_SLICE])
+                yield None
+        self.close()
+        ordered.update((pairs_sum % (1 << 8 * DIGEST_BYTES)).to_bytes(DIGEST_BYTES, "little"))
+        yield ordered.hexdigest()
 
     def close(self) -> None:
         self._view.close()
@@ -207,6 +288,14 @@ class MachineSnapshot:
         for rows in session_rows(self._sessions):
             yield _SESSIONS, rows
         yield _END, [pair_count, len(self._sessions)]
+
+
+def _sum_of_digests(pairs: list[str | bytes]) -> int:
+    """Over [key, value, key, value, ...]."""
+    found = 0
+    for pair in zip(pairs[::2], pairs[1::2], strict=True):
+        found += int.from_bytes(hashlib.blake2b(encode(pair), digest_size=DIGEST_BYTES).digest(), "little")
+    return found
 
 
 class _Chunks:
@@ -256,19 +345,25 @@ def session_rows(sessions: list[tuple[int, Session]]) -> Iterator[list[Any]]:
         yield rows
 
 
-def _contents(chunks: Iterator[bytes]) -> Iterator[tuple[int, Any]]:
+def _contents(chunks: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
     """(kind, content) of every chunk, checked for damage, gaps and order. Raises: ValueError."""
     for expected, chunk in enumerate(chunks):
-        body = memoryview(chunk)[4:]
-        if len(chunk) < 5 or zlib.crc32(body) != int.from_bytes(chunk[:4], "little"):
-            raise ValueError(f"snapshot is damaged: checksum of chunk {expected}")
-        try:
-            sequence, kind, content = decode(body)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(f"snapshot is damaged: chunk {expected}: {error}") from None
+        sequence, kind, content = _content(chunk)
         if sequence != expected:
             raise ValueError(f"snapshot is damaged: chunk {sequence} where {expected} should be")
         yield kind, content
+
+
+def _content(chunk: bytes) -> tuple[int, int, Any]:
+    """(sequence number, kind, content) of one chunk. Raises: ValueError."""
+    body = memoryview(chunk)[4:]
+    if len(chunk) < 5 or zlib.crc32(body) != int.from_bytes(chunk[:4], "little"):
+        raise ValueError("snapshot is damaged: checksum of a chunk")
+    try:
+        sequence, kind, content = decode(body)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"snapshot is damaged: a chunk: {error}") from None
+    return sequence, kind, content
 
 
 def _read_header(first: tuple[int, Any] | None) -> _Header:

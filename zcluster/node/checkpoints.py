@@ -56,22 +56,24 @@ class Checkpoints:
         self._captured = 0  # of `bytes_since`, those that the capture holds
         self._size_bytes = 0
         self._retry_at: Nanoseconds = 0
-        self._waiters: list[Waiter] = []
+        self._waiters: list[tuple[Waiter, Index]] = []
         self._arm(now)
 
-    def ask(self, waiter: Waiter) -> bool:
-        """Somebody wants to hear of the next one. False: too many do."""
+    def ask(self, waiter: Waiter, covering: Index) -> bool:
+        """Somebody wants to hear of one at `covering` or later: never of one whose capture is older. False: too many
+        do."""
         if len(self._waiters) >= WAITERS_MAX:
             return False
-        self._waiters.append(waiter)
+        self._waiters.append((waiter, covering))
         return True
 
-    def wanted(self, now: Nanoseconds) -> bool:
+    def wanted(self, now: Nanoseconds, applied: Index) -> bool:
         if self.capturing is not None:
             return False
         # Writing the state again must not cost more than writing the log did: a large state waits for as large a log.
         enough = max(self._limits.checkpoint_bytes, self._size_bytes)
-        return bool(self._waiters) or now >= self.due or (self.bytes_since >= enough and now >= self._retry_at)
+        asked = any(covering <= applied for _, covering in self._waiters)
+        return asked or now >= self.due or (self.bytes_since >= enough and now >= self._retry_at)
 
     def begin(self, meta: SnapshotMeta) -> None:
         self.capturing = meta
@@ -91,8 +93,9 @@ class Checkpoints:
         """The state is another one now, a received checkpoint's; a capture of the old one counts for nothing."""
         self.bytes_since = self._captured = 0
 
-    def end(self, now: Nanoseconds, *, size_bytes: int = 0, failed: bool = False) -> list[Waiter]:
-        """The capture was written, or failed, or there was nothing new to write. Returns those who wait for that."""
+    def end(self, now: Nanoseconds, index: Index, *, size_bytes: int = 0, failed: bool = False) -> list[Waiter]:
+        """The capture at `index` was written, or failed, or there was nothing newer to write. Returns those who wait
+        for that: all of them after a failure."""
         self.capturing = None
         if size_bytes:
             self._size_bytes = size_bytes
@@ -100,8 +103,9 @@ class Checkpoints:
         if failed:
             self._retry_at = now + RETRY_AFTER
             self.due = min(self.due, self._retry_at)
-        waiters, self._waiters = self._waiters, []
-        return waiters
+        answered = [waiter for waiter, covering in self._waiters if failed or covering <= index]
+        self._waiters = [] if failed else [waiting for waiting in self._waiters if waiting[1] > index]
+        return answered
 
     def _arm(self, now: Nanoseconds) -> None:
         interval = self._limits.checkpoint_interval

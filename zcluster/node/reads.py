@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from zcluster.consensus.api import ConfigChange, Consensus
+from zcluster.consensus.api import Consensus
 from zcluster.errors import NotLeader
+from zcluster.node import members
 from zcluster.types import Index, Nanoseconds
 
 READS_WAITING_MAX: Final = 100_000
 
-Read = tuple[bytes, int, list[Any] | ConfigChange]
+Read = tuple[bytes, int, list[Any] | members.Request]
 """(client, request, ops); or a wish to change what is read, the configuration (`members`)"""
 
 

@@ -20,14 +20,16 @@ from typing import Any, Final
 import msgspec
 
 from zcluster import wire
-from zcluster.consensus.api import AnyMessage, ConfigChange, Consensus, InstallSnapshot, Ready
+from zcluster.consensus.api import AnyMessage, Consensus, InstallSnapshot, Ready
 from zcluster.consensus.log import ENTRY_OVERHEAD_BYTES
 from zcluster.errors import Busy, FormatTooNew, InvalidInput, NotLeader
 from zcluster.machines.api import Machine, Snapshot
 from zcluster.node import members
 from zcluster.node.backlog import Backlog, Waiting
 from zcluster.node.checkpoints import Checkpoints, Limits
+from zcluster.node.digests import Digests
 from zcluster.node.kept import KeptMessages
+from zcluster.node.leading import Leading
 from zcluster.node.reads import Read, Reads
 from zcluster.types import (
     KIND_CONFIG,
@@ -44,6 +46,7 @@ from zcluster.types import (
     WriteBatch,
 )
 
+NOBODY: Final = b""  # what a replica asks of itself; nobody waits for the answer
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
 
 Client = bytes
@@ -52,15 +55,27 @@ Client = bytes
 class Effects:
     """What the loop is to carry out, in this order."""
 
-    __slots__ = ("announce", "capture", "compacted", "messages", "replies", "snapshot_sends", "writes")
+    __slots__ = (
+        "announce",
+        "capture",
+        "compacted",
+        "configuration",
+        "digest",
+        "messages",
+        "replies",
+        "snapshot_sends",
+        "writes",
+    )
 
     def __init__(self) -> None:
+        self.configuration: Configuration | None = None  # who there is to be reached, from now on
         self.messages: list[tuple[ReplicaId, AnyMessage]] = []
         self.writes: list[WriteBatch] = []
         self.snapshot_sends: list[tuple[ReplicaId, SnapshotMeta]] = []
         self.replies: list[tuple[Client, bytes, bytes]] = []
         self.announce: tuple[ReplicaId, Term] | None = None  # tell all clients who leads
         self.capture: tuple[SnapshotMeta, Snapshot] | None = None  # write this checkpoint, then `checkpoint_done`
+        self.digest: tuple[Index, Snapshot] | None = None  # work this digest out in slices, then `digest_done`
         self.compacted: SnapshotMeta | None = None  # checkpoints before this one, and the log up to it, may go
 
 
@@ -77,9 +92,12 @@ class Replica:
         applied: SnapshotMeta,
         now: Nanoseconds,
         verify_death: Callable[[ReplicaId, int], bool],
+        leading: Leading | None = None,
+        digest_interval: Nanoseconds = 0,
     ) -> None:
         """`applied`: what `machine` has already been restored from (index 0: nothing). `verify_death`: asks the system
-        whether that incarnation of a replica has exited; used only when a peer claims so."""
+        whether that incarnation of a replica has exited; used only when a peer claims so. `leading`: None: it leads for
+        as long as it can."""
         self.core = core
         self.machine = machine
         self.cluster_id = cluster_id
@@ -96,11 +114,13 @@ class Replica:
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
         self._reads = Reads()
-        self._changes: list[tuple[Client, int, ConfigChange]] = []  # asked for, to be proposed in this turn
+        self._changes: list[tuple[Client, int, members.Request]] = []  # asked for, to be proposed in this turn
         self._after_persist = KeptMessages()
         self._persisted_seq = 0
         self._announced: tuple[ReplicaId, Term] = (0, 0)
         self._checkpoints = Checkpoints(limits, applied.index, now)
+        self._leading = leading
+        self.digests = Digests(digest_interval, now)
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -113,8 +133,9 @@ class Replica:
         elif kind == wire.HELLO:
             self._take_hello(client, request, body)
         elif kind == wire.CHECKPOINT:
-            if not self._checkpoints.ask((client, request)):
-                self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
+            self._take_checkpoint(client, request, body)
+        elif kind == wire.VERIFY:
+            self._take_verify(client, request, body)
         elif kind == wire.TRANSFER:
             self._take_transfer(client, request, body, now)
         elif kind == wire.MEMBERSHIP:
@@ -140,6 +161,19 @@ class Replica:
 
     def deadline(self, now: Nanoseconds) -> None:
         self.core.deadline(now)
+        if self._leading is not None:
+            self._leading.look(self.core, now)
+
+    def strained(self, stuck_since: Nanoseconds, late: Nanoseconds, now: Nanoseconds) -> str | None:
+        """How the disk and the loop do. `stuck_since`: nothing submitted became durable since then (NEVER: nothing
+        waits). `late`: how long the last turn took. Returns: why leadership is being handed over, if it is."""
+        if self._leading is None:
+            return None
+        if stuck_since < now and self._leading.disk_stuck(self.core, stuck_since, now):
+            return f"the disk has not answered for {(now - stuck_since) // MS} ms"
+        if late and self._leading.lagged(self.core, late, now):
+            return f"the event loop hangs again and again, this time for {late // MS} ms"
+        return None
 
     def install(
         self, sender: ReplicaId, incarnation: int, message: InstallSnapshot, machine: Machine, now: Nanoseconds
@@ -154,18 +188,23 @@ class Replica:
         """The checkpoint asked for by `Effects.capture` is durable, or failed (then the log is simply kept)."""
         if error is None:
             self._checkpoint_complete(meta)
-        for client, request in self._checkpoints.end(now, size_bytes=size_bytes, failed=error is not None):
+        waiters = self._checkpoints.end(now, meta.index, size_bytes=size_bytes, failed=error is not None)
+        for client, request in waiters:
             if error is None:
                 self._reply(client, wire.RESULT, request, wire.encode([meta.index]))
             else:
                 self._fail(client, request, f"checkpoint failed: {error}")
+
+    def digest_done(self, index: Index, digest: str | None) -> None:
+        """What `Effects.digest` asked for; None: it was given up."""
+        self.digests.done(index, digest)
 
     def snapshot_status(self, replica: ReplicaId, ok: bool, now: Nanoseconds) -> None:
         self.core.snapshot_status(replica, ok, now)
 
     def capture_now(self, now: Nanoseconds) -> bool:
         """Ask for a checkpoint of what is applied. False: there is nothing new, or one is being written."""
-        if self.capturing or self.last_applied == self.checkpoint_index:
+        if self.capturing or self.digests.running is not None or self.last_applied == self.checkpoint_index:
             return False
         meta = SnapshotMeta(self.last_applied, self._applied_epoch, self._configuration, self._log_time_ms)
         self._checkpoints.begin(meta)
@@ -173,7 +212,10 @@ class Replica:
         return True
 
     def next_deadline(self) -> Nanoseconds:
-        return min(self.core.next_deadline(), self._checkpoints.due)
+        due = min(self.core.next_deadline(), self._checkpoints.due)
+        if self.core.is_leader:
+            due = min(due, self.digests.next_deadline(self.applied_total))
+        return due if self._leading is None else min(due, self._leading.next_deadline(self.core))
 
     @property
     def capturing(self) -> bool:
@@ -188,6 +230,8 @@ class Replica:
 
     def turn(self, now: Nanoseconds, wall_ms: int) -> Effects:
         """Let everything that came in take effect. Call after each batch of inputs."""
+        if self.core.is_leader and self.digests.wants_mark(self.applied_total, now):
+            self._backlog.add(NOBODY, 0, wire.MARK_FRAME)
         if self._backlog:
             self._propose(now, wall_ms)
         self._refuse_reads(self._reads.ask(self.core, now))
@@ -202,6 +246,8 @@ class Replica:
             self._announced = leads
             self._out.announce = leads
         self._maybe_checkpoint(now)
+        for (client, request), index, digest in self.digests.answers(self.last_applied):
+            self._reply(client, wire.RESULT, request, wire.encode([index, digest]))
         out, self._out = self._out, Effects()
         return out
 
@@ -255,6 +301,8 @@ class Replica:
 
     def _take_ready(self, ready: Ready, machine: Machine | None, installed: SnapshotMeta | None) -> None:
         out = self._out
+        if ready.configuration is not None:
+            out.configuration = ready.configuration
         if ready.messages:
             for to, message in ready.messages:
                 if type(message) is InstallSnapshot:
@@ -306,6 +354,8 @@ class Replica:
                 self._log_time_ms = max(self._log_time_ms, payload.log_time_ms)
                 results = machine_apply(index, self._log_time_ms, payload.frames)
                 self.applied_total += len(results)
+                if self.machine.take_mark():
+                    self._mark(index)
                 self._checkpoints.bytes_since += len(data) + ENTRY_OVERHEAD_BYTES
                 waiting = self._waiting.pop(index, None)
                 if waiting is not None:
@@ -319,6 +369,11 @@ class Replica:
                 self._apply_other(entry)
             self.last_applied = index
             self._applied_epoch = entry.epoch
+
+    def _mark(self, index: Index) -> None:
+        """Freeze the state for its digest here, in the middle of a batch: all replicas are to take it at this index."""
+        if self.digests.marked(index, free=not self.capturing):
+            self._out.digest = (index, self.machine.capture())
 
     def _apply_other(self, entry: Entry) -> None:
         if entry.kind == KIND_CONFIG:
@@ -335,7 +390,7 @@ class Replica:
 
     def _answer_read(self, read: Read) -> None:
         client, request, asked = read
-        if not isinstance(asked, ConfigChange):
+        if not isinstance(asked, members.Request):
             self._reply(client, wire.RESULT, request, self.machine.query(asked))
         elif members.is_done(asked, self._configuration):
             self._reply(client, wire.RESULT, request, members.encode_configuration(self._configuration))
@@ -391,6 +446,25 @@ class Replica:
         else:
             self._reply(client, wire.LEADER, request, wire.encode([self.core.leader, self.core.term]))
 
+    def _take_checkpoint(self, client: Client, request: int, body: bytes) -> None:
+        """`body`: an index that the checkpoint must cover; without one, all that is applied here by now."""
+        try:
+            covering = msgspec.msgpack.decode(body, type=tuple[int])[0] if body else self.last_applied
+        except wire.DecodeError as error:
+            self._fail(client, request, f"not a request for a checkpoint: {error}")
+            return
+        if not self._checkpoints.ask((client, request), covering):
+            self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
+
+    def _take_verify(self, client: Client, request: int, body: bytes) -> None:
+        try:
+            (index,) = msgspec.msgpack.decode(body, type=tuple[int])
+        except wire.DecodeError as error:
+            self._fail(client, request, f"not a request to verify: {error}")
+            return
+        if not self.digests.ask((client, request), index):
+            self._reply(client, wire.BUSY, request, wire.encode(["too many wait for digests"]))
+
     def _take_transfer(self, client: Client, request: int, body: bytes, now: Nanoseconds) -> None:
         try:
             (target,) = msgspec.msgpack.decode(body, type=tuple[int])
@@ -404,7 +478,7 @@ class Replica:
 
     def _take_membership(self, client: Client, request: int, body: bytes) -> None:
         try:
-            change = members.decode_change(body)
+            asked = members.decode_request(body)
         except InvalidInput as error:
             self._fail(client, request, str(error))
             return
@@ -413,7 +487,7 @@ class Replica:
         elif self._reads.full:
             self._reply(client, wire.BUSY, request, wire.encode(["too many reads are waiting"]))
         else:
-            self._reads.arrive(wire.LINEARIZABLE, (client, request, change))
+            self._reads.arrive(wire.LINEARIZABLE, (client, request, asked))
 
     def _reply(self, client: Client, kind: int, request: int, body: bytes) -> None:
         self._out.replies.append((client, wire.pack_head(kind, request), body))
@@ -427,8 +501,10 @@ class Replica:
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _maybe_checkpoint(self, now: Nanoseconds) -> None:
-        if self._checkpoints.wanted(now) and not self.capture_now(now):  # nothing new to write
-            for client, request in self._checkpoints.end(now):
+        if self.digests.running is not None:
+            return  # the state can be frozen once at a time
+        if self._checkpoints.wanted(now, self.last_applied) and not self.capture_now(now):  # nothing new to write
+            for client, request in self._checkpoints.end(now, self.checkpoint_index):
                 self._reply(client, wire.RESULT, request, wire.encode([self.checkpoint_index]))
 
     def _checkpoint_complete(self, meta: SnapshotMeta) -> None:

@@ -20,9 +20,9 @@ import msgspec
 import zmq
 
 from zcluster import wire
-from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec
+from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec, load_spec
 from zcluster.consensus.api import AnyMessage
-from zcluster.errors import InvalidInput, NotLeader, StorageError
+from zcluster.errors import Error, InvalidInput, NotLeader, StorageError
 from zcluster.machines.api import Machine
 from zcluster.node import status
 from zcluster.node.deaths import DeathWatch, RuledPeers
@@ -39,13 +39,15 @@ from zcluster.transport.faults import FaultyNetwork, decode_order
 from zcluster.transport.peers import Envelope, PeerLinks
 from zcluster.transport.sockets import Security, serve_authentication
 from zcluster.transport.wakeup import Wakeup
-from zcluster.types import MS, NEVER, Index, Nanoseconds, SnapshotMeta
+from zcluster.types import MS, NEVER, Configuration, Index, Nanoseconds, SnapshotMeta
 
 PEERS_A_TURN: Final = 512
 CLIENTS_A_TURN: Final = 1024
 LATE: Final[Nanoseconds] = 100 * MS  # woken this much too late: the process, or the machine, was stopped
 HANDOVER_MAX: Final[Nanoseconds] = 400 * MS
+CAPTURE_REST: Final = 2  # times as long as a slice of a checkpoint took, the loop is for everything else
 STOP_MAX: Final[Nanoseconds] = 5000 * MS
+LOOK_AGAIN: Final[Nanoseconds] = 500 * MS
 
 
 def monotonic() -> Nanoseconds:
@@ -109,8 +111,14 @@ class Server:
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
         self._capture_fed = False
         self._capture_bytes = 0
+        self._capture_at: Nanoseconds = NEVER
+        self._digest: tuple[Index, Iterator[str | None]] | None = None
+        self._digest_at: Nanoseconds = NEVER
         self._maintaining = True
-        self._persisted_seq = 0
+        self._configuration = Configuration()  # in force, as far as it has changed in this life
+        self._strangers_at: Nanoseconds = NEVER  # when to look again for members whose address is not known
+        self._persisted_seq = self._submitted_seq = 0
+        self._stuck_since: Nanoseconds = NEVER  # nothing submitted has become durable since
         self._stopping = False
         self._poller = zmq.Poller()
         self._poller_stale = True
@@ -124,8 +132,7 @@ class Server:
         """Serve until SIGTERM or SIGINT, then stop cleanly."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        others = {n.replica_id: n.name for n in self._spec.nodes if n.replica_id != self._me.sender}
-        self._peers.connect({replica: self._spec.endpoint(name, PEER) for replica, name in others.items()})
+        self._connect_peers()
         try:
             self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
             while not self._stopping:
@@ -134,6 +141,29 @@ class Server:
             self._stop()
         finally:
             self._close()
+
+    def _connect_peers(self) -> None:
+        """Links to every node of the description, members or not: who is added is reached when its address is known."""
+        others = {n.replica_id: n.name for n in self._spec.nodes if n.replica_id != self._me.sender}
+        self._peers.connect({replica: self._spec.endpoint(name, PEER) for replica, name in others.items()})
+
+    def _meet_members(self, configuration: Configuration) -> None:
+        """Read the description again where it is older than the configuration: it was written before the change."""
+        members = {*configuration.voters, *configuration.learners}
+        if members <= {n.replica_id for n in self._spec.nodes}:
+            self._strangers_at = NEVER
+            return
+        self._strangers_at = monotonic() + LOOK_AGAIN
+        try:
+            fresh = load_spec(self._spec.directory)
+        except (Error, OSError) as error:
+            journal(self._node, f"cannot learn of new members: {error}")
+            return
+        if (self._node, self._me.sender) in {(n.name, n.replica_id) for n in fresh.nodes}:
+            self._spec = fresh
+            self._connect_peers()
+        if members <= {n.replica_id for n in self._spec.nodes}:
+            self._strangers_at = NEVER
 
     def _on_signal(self, signum: int, frame: object) -> None:
         self._stopping = True
@@ -145,16 +175,19 @@ class Server:
         """Wait for something to happen (at most until `until`) and let it take effect."""
         if self._poller_stale:
             self._update_poller()
+        overslept: Nanoseconds = 0
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
         network_due = self._faults.next_deadline() if self._faults.active else NEVER
-        due = min(self.replica.next_deadline(), self._senders.next_deadline(), network_due, log_due, until)
+        own_due = min(self.replica.next_deadline(), log_due, self._slice_at())
+        due = min(own_due, self._senders.next_deadline(), network_due, until)
         before = monotonic()
         # What follows from a write may be another write, submitted since the log was last pumped.
         unwritten = not self._writer.busy() and self._writer.waiting()
-        busy = self._pump() or self._maintaining or unwritten
+        busy = self._pump() or self._pump_digest() or self._maintaining or unwritten
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
         events = dict(self._poller.poll(timeout_ms))
         if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
+            overslept = monotonic() - before - timeout_ms * MS
             events.update(self._poller.poll(10))
         peer_messages = self._peers.receive(PEERS_A_TURN) if self._peers.inbound in events else ()
         requests = self._clients.receive(CLIENTS_A_TURN) if self._clients.socket in events else ()
@@ -171,6 +204,11 @@ class Server:
         self._feed(now, peer_messages, requests)
         self._carry_out(self.replica.turn(now, _wall_ms()))
         self._maintaining = self.replica.machine.maintain()
+        ended = monotonic()
+        why = None if self._stopping else self.replica.strained(self._stuck_since, overslept + ended - now, ended)
+        if why is not None:
+            journal(self._node, f"handing leadership over: {why}")
+            self._carry_out(self.replica.turn(ended, _wall_ms()))
 
     def _pump_log(self) -> None:
         """Write and sync what the turn has submitted, and let what follows from that take effect."""
@@ -187,6 +225,7 @@ class Server:
         completion = self._writer.completed()
         if completion.seq != self._persisted_seq:
             self._persisted_seq = completion.seq
+            self._stuck_since = now if completion.seq < self._submitted_seq else NEVER
             replica.persisted(completion.seq, now)
         if completion.error is not None:
             raise completion.error
@@ -221,6 +260,11 @@ class Server:
             replica.deadline(now)
 
     def _carry_out(self, out: Effects) -> None:
+        if out.configuration is not None:
+            self._configuration = out.configuration
+            self._meet_members(out.configuration)
+        elif self._strangers_at < NEVER and monotonic() >= self._strangers_at:
+            self._meet_members(self._configuration)
         replies_first = not out.writes  # nobody's disk waits for these messages, but clients wait for their answers
         if replies_first:
             self._send_replies(out.replies)
@@ -233,6 +277,10 @@ class Server:
                     self._faults.outward(to, body, monotonic())
                 else:
                     self._peers.send(to, body)
+        if out.writes:
+            self._submitted_seq = out.writes[-1].seq
+            if self._stuck_since == NEVER:
+                self._stuck_since = monotonic()
         for batch in out.writes:
             self._writer.submit(batch)
         if not replies_first:
@@ -245,6 +293,8 @@ class Server:
             self._writer.trim(self._prune)
         if out.capture is not None:
             self._start_checkpoint(*out.capture)
+        if out.digest is not None:
+            self._digest, self._digest_at = (out.digest[0], out.digest[1].digest()), 0
 
     def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
         for client, head, body in replies:
@@ -306,9 +356,10 @@ class Server:
         self._capture = (meta, snapshot.chunks(), background)
         self._capture_fed = False
         self._capture_bytes = 0
+        self._capture_at = 0
 
     def _pump(self) -> bool:
-        """Hand one slice of the capture to its thread. True while there is more to hand over right now."""
+        """Hand one slice of the capture to its thread. True while there is more to do right now."""
         if self._capture is None:
             return False
         meta, chunks, background = self._capture
@@ -316,14 +367,8 @@ class Server:
         done = False
         try:
             if not self._capture_fed and background.room() > 0:
-                chunk = next(chunks, None)
-                if chunk is None:
-                    background.finish()
-                    self._capture_fed = True
-                else:
-                    background.put(chunk)
-                    self._capture_bytes += len(chunk)
-                    return True
+                return self._feed_capture(chunks, background)
+            self._capture_at = NEVER  # its thread wakes us
             done = background.result() is not None
         except StorageError as failed:
             error = failed
@@ -335,7 +380,50 @@ class Server:
             text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
             journal(self._node, text)
             self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
+            return True  # somebody may be waiting to hear of it, and an idle loop would sleep first
         return False
+
+    def _feed_capture(self, chunks: Iterator[bytes], background: BackgroundCheckpoint) -> bool:
+        """One slice, if it is time for one. Returns: whether the next is due at once."""
+        began = monotonic()
+        if began < self._capture_at and not self._stopping:
+            return False
+        chunk = next(chunks, None)
+        if chunk is None:
+            background.finish()
+            self._capture_fed = True
+            return True
+        background.put(chunk)
+        self._capture_bytes += len(chunk)
+        now = monotonic()
+        self._capture_at = now + CAPTURE_REST * (now - began)
+        return self._stopping
+
+    # -- digests of the state, beside service -------------------------------------------------------------------------
+
+    def _slice_at(self) -> Nanoseconds:
+        """When the next slice of a checkpoint or a digest is due."""
+        return min(self._capture_at, self._digest_at)
+
+    def _pump_digest(self) -> bool:
+        """One slice, if it is time for one. True when it has come out: somebody may be waiting for it."""
+        began = monotonic()
+        if self._digest is None or began < self._digest_at:
+            return False
+        digest = next(self._digest[1])
+        now = monotonic()
+        self._digest_at = now + CAPTURE_REST * (now - began)
+        if digest is None:
+            return False
+        self._drop_digest(digest)
+        return True
+
+    def _drop_digest(self, digest: str | None = None) -> None:
+        """It has come out, or is given up."""
+        if self._digest is not None:
+            index, _ = self._digest
+            self._digest, self._digest_at = None, NEVER  # the view goes with its iterator
+            self.replica.digest_done(index, digest)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -352,6 +440,7 @@ class Server:
         except (NotLeader, InvalidInput):
             pass
         until = monotonic() + STOP_MAX
+        self._drop_digest()
         self.replica.capture_now(monotonic())
         self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
         while self.replica.capturing and monotonic() < until:

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
-from zcluster.config import FORMAT, ClusterSpec
+from zcluster.config import FORMAT, FRESH, ClusterSpec, command
 from zcluster.consensus.api import Recovered
 from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.raft import Raft
@@ -21,6 +21,7 @@ from zcluster.errors import StorageError
 from zcluster.machines.api import Machine
 from zcluster.machines.mux import ClusterMachine
 from zcluster.node.checkpoints import Limits
+from zcluster.node.leading import Leading
 from zcluster.node.replica import Replica
 from zcluster.storage.checkpoint import read_checkpoint
 from zcluster.storage.disk import Disk
@@ -34,6 +35,7 @@ from zcluster.types import (
     HardState,
     Identity,
     Nanoseconds,
+    ReplicaId,
     SnapshotMeta,
     WriteBatch,
 )
@@ -57,16 +59,35 @@ class PumpedWriter(Protocol):
 
 def open_node_store(disk: Disk, spec: ClusterSpec, node: str, *, create: bool, boot_id: str) -> Store:
     """The data directory of `node`. `create` is how every process of a new cluster is started until all have been seen
-    up; one that died in between finds its store made already."""
+    up, and a node that joins later until it has been; one that died in between finds its store made already.
+
+    A node that joins later starts from an empty configuration: it cannot stand, and waits to be told."""
     directory = spec.data_directory(node)
-    voters = tuple(sorted(n.replica_id for n in spec.nodes))
+    joins = spec.node(node).phase == FRESH
+    exists = disk.exists(directory / "identity.json")
+    if not create and not exists:
+        raise Refused(
+            f"{directory}: the data of {node} are missing; without them it must not take part again under this "
+            f"identity: it might vote twice. {without_its_data(spec, node)}"
+        )
+    voters = () if joins else tuple(sorted(n.replica_id for n in spec.nodes))
     return open_store(
         disk,
         directory,
         identity=Identity(FORMAT, spec.cluster_id, spec.replica_id(node), spec.settings.engine, voters),
         boot_id=boot_id,
-        create=create and not disk.exists(directory / "identity.json"),
+        create=not exists,
         segment_bytes=spec.settings.segment_bytes,
+    )
+
+
+def without_its_data(spec: ClusterSpec, node: str) -> str:
+    """What to do about a node whose data are no more: it comes back as a new replica."""
+    if len(spec.nodes) == 1:
+        return f"It is the only node: restore its files, or start anew with `{command(spec.path)} down --purge`"
+    return (
+        "Restore its files, or let it come back empty and get everything from the others: "
+        f"`{command(spec.path)} start {node} --wipe`"
     )
 
 
@@ -76,13 +97,13 @@ def check_usable(store: Store, spec: ClusterSpec, node: str) -> None:
     if found.wiped:
         raise Refused(
             f"{spec.data_directory(node)}: the vote and term of {node} are lost ({found.damage}); it must not take "
-            "part again under this identity. The other nodes go on without it."
+            f"part again under this identity. {without_its_data(spec, node)}"
         )
     if found.checkpoint is not None and found.checkpoint.epoch > found.hard_state.term and not found.proven:
         raise Refused(
             f"{spec.data_directory(node)}: the log ends in term {found.hard_state.term}, before its checkpoint of term "
             f"{found.checkpoint.epoch}: the term and vote of {node} are lost; it must not take part again under this "
-            "identity. Restore its files; the other nodes go on without it."
+            f"identity. {without_its_data(spec, node)}"
         )
     configuration = found.checkpoint.configuration if found.checkpoint else Configuration(store.identity.voters)
     if found.repair and configuration.voters == (store.identity.replica_id,):
@@ -137,6 +158,11 @@ def core_settings(spec: ClusterSpec) -> CoreSettings:
     )
 
 
+def preferred_leader(spec: ClusterSpec) -> ReplicaId:
+    """0: none, or one that is no node any more."""
+    return next((n.replica_id for n in spec.nodes if n.name == spec.settings.preferred_leader), NO_REPLICA)
+
+
 def new_replica(
     spec: ClusterSpec,
     store: Store,
@@ -170,6 +196,8 @@ def new_replica(
         applied=store.recovered.checkpoint or SnapshotMeta(0, 0, initial),
         now=now,
         verify_death=verify_death,
+        leading=Leading(replica_id, preferred_leader(spec), spec.settings.election_timeout_ms * MS),
+        digest_interval=spec.settings.verify_seconds * 1000 * MS,
     )
 
 

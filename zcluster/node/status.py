@@ -64,6 +64,7 @@ def describe(
         "bytes_written": completion.bytes_written,
         "frames_applied": replica.applied_total,
         "checkpointing": replica.capturing,
+        "digests": {str(index): digest for index, digest in replica.digests.known.items() if digest is not None},
         "uptime_ms": (now - started) // MS,
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 3),
         "counters": counters,

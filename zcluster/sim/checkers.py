@@ -513,6 +513,7 @@ class WatchedMachine:
         self.query = inner.query
         self.capture = inner.capture
         self.maintain = inner.maintain
+        self.take_mark = inner.take_mark
         self.restore = inner.restore
         self.state_hash = inner.state_hash
 

@@ -380,6 +380,11 @@ class Cluster:
             life.capture = Capture(out.capture[0], out.capture[1].chunks())
             self._world.after(self._random.randrange(MS), self._capture_step, life, life.capture)
 
+        if out.digest is not None:
+            index, snapshot = out.digest
+            *_, digest = snapshot.digest()
+            life.replica.digest_done(index, digest)
+
     def _schedule_wake(self, life: Life) -> None:
         """One wake-up is on the heap at most; one that comes too early finds the new time."""
         due = life.replica.next_deadline()

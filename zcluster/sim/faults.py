@@ -201,11 +201,11 @@ class Faults:
             action: Callable[[Fault, Random], None] = getattr(self, f"_{kind}")
             action(fault, draw)
 
-    def _later(self, span: Nanoseconds, action: Callable[..., None], *arguments: object) -> None:
+    def _later(self, span: Nanoseconds, action: Callable[..., object], *arguments: object) -> None:
         """What ends a fault; healing has ended it already."""
         self._world.after(span, self._unless_healed, action, arguments)
 
-    def _unless_healed(self, action: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    def _unless_healed(self, action: Callable[..., object], arguments: tuple[object, ...]) -> None:
         if not self._healed:
             action(*arguments)
 

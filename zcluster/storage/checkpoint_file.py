@@ -111,17 +111,19 @@ class TemporaryFile:
 
 
 class CheckpointReader:
-    """An open checkpoint file whose header was read and checked."""
+    """An open checkpoint file whose header was read and checked. `base`: where in the file it begins; it goes on to
+    the file's end."""
 
-    def __init__(self, disk: Disk, path: Path) -> None:
+    def __init__(self, disk: Disk, path: Path, base: int = 0) -> None:
         self.path = path
         self._disk = disk
+        self._base = base
         try:
             self._handle = disk.open(path)
         except OSError as error:
             raise storage_error("open", path, error) from error
         try:
-            self.size = disk.size(self._handle)
+            self.size = max(0, disk.size(self._handle) - base)
             self.cluster_id, self.meta = self._read_header()
         except OSError as error:
             self.close()
@@ -143,7 +145,7 @@ class CheckpointReader:
 
     def read(self, offset: int, size: int) -> bytes:
         try:
-            return self._disk.pread(self._handle, size, offset)
+            return self._disk.pread(self._handle, size, self._base + offset)
         except OSError as error:
             raise storage_error("read", self.path, error) from error
 
@@ -201,4 +203,4 @@ class CheckpointReader:
         return data
 
     def _corrupt(self, offset: int, what: str) -> Corrupt:
-        return Corrupt(self.path, offset, what)
+        return Corrupt(self.path, self._base + offset, what)

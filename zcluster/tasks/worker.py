@@ -16,6 +16,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -45,6 +46,9 @@ RESULTS_PER_FRAME: Final = 32
 RESULT_DELAY_NS: Final = 1 * MS
 """A finished task's result waits this long for company, and only while more tasks are at hand."""
 FAREWELL_S: Final = 1.0
+DRAIN_S: Final = 2.0
+"""How long a task that is running when the worker is asked to stop may go on. After that it is run again elsewhere; one
+that must not be has until SIGKILL, which comes when the time given to the stop is over."""
 SWITCH_INTERVAL_S: Final = 0.0005
 CHECK_MODULES_NS: Final = 1_000 * MS
 
@@ -84,6 +88,7 @@ class Worker:
         self.name = name
         self.word = word
         self.running: p.TaskId | None = None
+        self.running_flags = 0
         self.inbox: OrderedDict[p.TaskId, Task] = OrderedDict()
         self.functions: dict[bytes, Function] = {}
         self.results: list[tuple[int, int, int, bytes, int, int]] = []  # not sent yet
@@ -212,7 +217,7 @@ class Worker:
                 return
         with lock:
             task_id, (task, segments) = inbox.popitem(last=False)
-            self.running = task_id
+            self.running, self.running_flags = task_id, task[4]
         while True:
             self.word.set(*task_id)
             function = self.functions[task[2]]
@@ -241,7 +246,7 @@ class Worker:
                 elif self.first_result == NEVER:
                     self.first_result = ended
                 task_id, (task, segments) = inbox.popitem(last=False)
-                self.running = task_id
+                self.running, self.running_flags = task_id, task[4]
         self._modules.note_new()
 
     # -- surroundings -------------------------------------------------------------------------------------------------
@@ -258,14 +263,27 @@ class Worker:
             pass  # not there any more: relative paths will say so
 
     # -- the end ------------------------------------------------------------------------------------------------------
-    def _farewell(self) -> None:
-        """Give back what was not started and see that the results arrive; bounded."""
+    def drain(self) -> None:
+        """In a thread of its own, asked to stop while a task runs: take nothing more, let that one end, in time."""
+        self._give_back()
+        if self.running_flags & p.NO_RERUN:
+            return
+        time.sleep(DRAIN_S)  # the process ends with its main thread, if that is sooner
+        self.word.clear()  # nobody is charged
+        leave_now(0)
+
+    def _give_back(self) -> None:
+        """What was not started goes to others, and nothing new comes."""
         with self._line.lock:
             while self.inbox:
                 task_id, _ = self.inbox.popitem(last=False)
                 self.recalled.append((*task_id, True))
             self._flush()
-            self._send([p.pack(p.LEAVE, [])])
+            self._send([p.pack(p.LEAVE, list(self.running or ()))])
+
+    def _farewell(self) -> None:
+        """Give back what was not started and see that the results arrive; bounded."""
+        self._give_back()
         if self.connected:
             self._line.pump(lambda: not self.unacknowledged, FAREWELL_S)
         self._answers.close()
@@ -289,15 +307,14 @@ def main(arguments: list[str]) -> int:
     links.inside_worker = True
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        """Between tasks: leave in order. Inside one: at once; it is run again elsewhere, and nobody is charged."""
-        if worker.running is None:
-            worker.stop = 0
-            if worker.waiting:
-                worker.waiting = False
-                raise Leave
-        else:
-            worker.word.clear()
-            leave_now(0)
+        """Between tasks: leave in order. Inside one: see `drain`."""
+        draining = worker.stop is not None
+        worker.stop = 0
+        if worker.waiting:
+            worker.waiting = False
+            raise Leave
+        if worker.running is not None and not draining:
+            threading.Thread(target=worker.drain, name="drain", daemon=True).start()
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, lambda number, frame: None)  # ours to ignore, not what our children inherit

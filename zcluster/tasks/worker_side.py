@@ -88,7 +88,7 @@ class WorkerSide(Side):
                 self.dispatcher.done(peer.key, body.results, segments, body.recalled, time.monotonic_ns())
         elif kind == p.LEAVE:
             self._acknowledge(peer)
-            self.dispatcher.worker_silent(peer.key, None)
+            self.dispatcher.worker_silent(peer.key, (body[0], body[1]) if len(body) == 2 else None)
         else:
             self.dispatcher.worker_heard(peer.key, time.monotonic_ns())
 

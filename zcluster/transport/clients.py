@@ -55,6 +55,8 @@ class ClientSocket:
         self.known[client] = None
 
     def send(self, client: bytes, head: bytes, body: bytes) -> None:
+        if not client:
+            return  # the replica asked itself
         try:
             send_parts(self.socket, (client, head, body))
         except zmq.Again:

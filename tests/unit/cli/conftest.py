@@ -135,6 +135,7 @@ class FakeCluster:
             worker_names=lambda node: [f"{node}.w1"],
         )
         self.client = FakeClient()
+        self.absent: list[str] = []
         self.raises: BaseException | None = None
 
     def _record(self, *call: Any) -> list[str]:
@@ -166,6 +167,19 @@ class FakeCluster:
 
     def start(self, selector: str) -> list[str]:
         return self._record("start", selector)
+
+    def scale(self, nodes: int, *, timeout: float, progress: Callable[[str], None]) -> dict[str, Any]:
+        self.calls.append(("scale", nodes, timeout))
+        progress("n4 is added")
+        return {
+            "nodes": [f"n{i + 1}" for i in range(nodes)],
+            "changed": nodes != len(self.nodes),
+            "absent": self.absent,
+        }
+
+    def wipe(self, node: str, *, progress: Callable[[str], None]) -> None:
+        self._record("wipe", node)
+        progress("n2 is removed")
 
     def restart(self, selector: str, *, timeout: float) -> list[str]:
         return self._record("restart", selector, timeout)

@@ -381,3 +381,44 @@ def test_commands_in_advice_name_the_cluster_only_where_needed(monkeypatch: pyte
     assert app.command == "zcluster"
     app.cluster_given = "two"
     assert app.command == "zcluster -c two"
+
+
+def test_scale_says_what_there_is_now(run: Run, cluster: FakeCluster) -> None:
+    done = run("scale", "5", "-t", "90s")
+    assert cluster.calls == [("scale", 5, 90.0)]
+    assert done.stderr.startswith(" ✓ 3 → 5 nodes              n1 n2 n3 n4 n5")
+    assert run("scale", "3").stderr == "it has 3 nodes already: n1 n2 n3\n"
+    found = json.loads(run("scale", "1", "--json").stdout)
+    assert (found["nodes"], found["changed"], found["absent"]) == (["n1"], True, [])
+
+
+def test_scale_says_who_is_kept_down(run: Run, cluster: FakeCluster) -> None:
+    cluster.absent = ["n4"]
+    said = run("scale", "4").stderr.splitlines()
+    assert said[-1] == "n4 is down; it joins when it is started: zcluster start n4"
+
+
+def test_an_interrupted_scale_goes_on_and_says_how_to_undo_it(
+    run: Run, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "scale", interrupted)
+    done = run("scale", "5")
+    assert done.exit_code == 130
+    assert "it goes on: zcluster status. To undo it: zcluster scale 3" in done.stderr
+
+
+def test_a_wiped_node_is_emptied_and_then_started(run: Run, cluster: FakeCluster) -> None:
+    done = run("start", "n2", "--wipe")
+    assert cluster.calls == [("wipe", "n2"), ("start", "n2")]
+    assert "n2 catches up, then it votes; wait for it: zcluster wait --for healthy" in done.stderr
+
+
+@pytest.mark.parametrize("names", [(), ("n1", "n2"), ("leader",), ("n9",)])
+def test_one_named_node_is_wiped_at_a_time(run: Run, cluster: FakeCluster, names: tuple[str, ...]) -> None:
+    refused = run("start", *names, "--wipe")
+    assert refused.exit_code == 2
+    assert "--wipe takes the name of one node: n1, n2, n3" in refused.stderr
+    assert cluster.calls == []

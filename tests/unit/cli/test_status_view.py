@@ -179,3 +179,11 @@ def test_what_the_table_does_not_show_is_said_below_it() -> None:
     assert "Election: after a power failure the first election needs every voter" in text
     assert "Workers: 2 of 2 workers are not there: full" in text
     assert "n1 is down: killed" not in text
+
+
+def test_a_change_in_progress_and_its_learners_are_shown() -> None:
+    learner = a_node("n4", role="learner", commit_index=12, last_applied=12, lag=18192)
+    change = {"nodes": 4, "text": "n4: replica 4 is 18192 entries behind"}
+    shown = plain(a_status(state="degraded", nodes=[a_node("n1"), learner], change=change)).splitlines()
+    assert shown[3].split()[:2] == ["n4", "learner"]
+    assert "Change: to 4 nodes · n4: replica 4 is 18192 entries behind" in shown

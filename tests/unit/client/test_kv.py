@@ -9,12 +9,13 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 import zcluster
 from tests.unit.client.fake_cluster import FakeCluster
 from zcluster import wire
-from zcluster.client.kv import KV, bounded
+from zcluster.client.kv import KV, bounded, find_nodes
 from zcluster.config import save_spec
 from zcluster.errors import Closed, InvalidInput, NoQuorum, Timeout, TooLarge, Unknown, WrongType
 
@@ -238,6 +239,26 @@ def test_a_node_added_later_is_found(three: FakeCluster) -> None:
     three.lead(3)
     assert kv.put("k", b"2") == 2
     kv.close()
+
+
+def test_a_client_whose_only_node_is_gone_finds_the_others(three: FakeCluster) -> None:
+    """Nobody it knows could tell it who leads; the description can."""
+    full = three.spec
+    save_spec(msgspec.structs.replace(full, nodes=full.nodes[:1]))
+    kv = KV(msgspec.structs.replace(full, nodes=full.nodes[:1]))
+    kv.put("k", b"1")
+    with three.lock:
+        three.leader, three.term = 3, 2
+        three.filter = lambda kind, replica: replica != 1
+    save_spec(msgspec.structs.replace(full, nodes=full.nodes[1:]))
+    assert kv.put("k", b"2", timeout=20) == 2
+    assert kv._connections[os.getpid()].session.replicas == {2, 3}
+    kv.close()
+
+
+def test_a_cluster_made_anew_in_the_same_place_is_another_one(three: FakeCluster) -> None:
+    save_spec(msgspec.structs.replace(three.spec, cluster_id="another"))
+    assert find_nodes(three.spec) == {}
 
 
 def test_closing(cluster: FakeCluster) -> None:

@@ -290,6 +290,26 @@ def test_an_unknown_leader_is_reported_and_used_once_it_can_be_reached(ready: Dr
     assert not ready.session.strangers
 
 
+def test_a_leader_that_nobody_answers_for_is_searched_until_one_is_known(ready: Driver) -> None:
+    assert not ready.session.searching
+    ready.put("p")
+    ready.flush()
+    ready.advance(1_000)
+    assert ready.session.searching
+    ready.leader(2, 7)
+    assert not ready.session.searching
+
+
+def test_nodes_that_are_gone_are_not_asked_any_more(ready: Driver) -> None:
+    assert ready.session.keep_replicas({2, 9}) == [1, 3]
+    assert ready.session.replicas == {2}
+    ready.hellos()
+    ready.put("p")
+    ready.flush()
+    ready.advance(1_000)
+    assert set(ready.hellos()) == {2}
+
+
 # -- silence ----------------------------------------------------------------------------------------------------------
 def test_a_silent_leader_is_asked_again_with_growing_pauses_and_the_others_who_leads(ready: Driver) -> None:
     ready.hellos()

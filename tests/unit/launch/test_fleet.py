@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from zcluster.config import make_settings
+from zcluster.config import FRESH, NodeSpec, make_settings
 from zcluster.launch import layout
 from zcluster.launch.fleet import Fleet
 
@@ -88,3 +89,25 @@ def test_lost_run_file_is_written_anew_and_a_displaced_fleet_touches_none(home: 
     assert router.process.exited(10)
     fleet.collect(router, 0)
     assert run_file.read_text() == "of another cluster by now"
+
+
+def test_nodes_get_and_lose_their_slots_and_replicas_start_first(home: Path) -> None:
+    spec = layout.create("c", make_settings(nodes=2, workers=1))
+    fleet = Fleet(spec, owner=None, commands={})
+    assert list(fleet.children) == ["n1", "n2", "router", "n1.w1", "n2.w1"]
+    fleet.add_node("n3")
+    assert list(fleet.children) == ["n1", "n2", "n3", "router", "n1.w1", "n2.w1", "n3.w1"]
+    fleet.remove_node("n2")
+    assert list(fleet.children) == ["n1", "n3", "router", "n1.w1", "n3.w1"]
+
+
+def test_only_a_fresh_node_may_make_its_store_once_the_cluster_is_created(home: Path) -> None:
+    spec = layout.create("c", make_settings(nodes=1, workers=0))
+    nodes = (*spec.nodes, NodeSpec("n2", 2, FRESH))
+    told = "import sys; sys.exit(5 if '--create' in sys.argv else 6)"
+    fleet = Fleet(
+        msgspec.structs.replace(spec, created=True, nodes=nodes), owner=None, commands={"replica": ("-c", told)}
+    )
+    die(fleet, "n1", 10)
+    die(fleet, "n2", 10)
+    assert [fleet.children[name].exit_text for name in ("n1", "n2")] == ["exit 6", "exit 5"]

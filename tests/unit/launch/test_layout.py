@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from zcluster.config import ClusterSpec, load_spec, make_settings
+from zcluster.config import ClusterSpec, NodeSpec, load_spec, make_settings
 from zcluster.errors import Conflict, FormatTooNew, InvalidInput, PathTooLong
 from zcluster.launch import layout
 from zcluster.launch import process as system
@@ -122,7 +122,7 @@ def test_only_safe_settings_of_a_stopped_cluster_change() -> None:
     changed = layout.prepare_start(spec, {"balance": "random", "workers": 2, "nodes": 3})
     assert (changed.settings.balance, changed.settings.workers) == ("random", 2)
     assert load_spec(spec.path) == changed
-    with pytest.raises(Conflict, match=r"nodes is 3, not 5; use another name.*--purge"):
+    with pytest.raises(Conflict, match=r"nodes is 3, not 5; to change that: .* up, then .* scale 5"):
         layout.prepare_start(spec, {"nodes": 5, "balance": "random"})
     with pytest.raises(InvalidInput):
         layout.prepare_start(spec, {"nodes": 0})
@@ -164,3 +164,12 @@ def test_leftovers_of_dead_owners_go_and_living_ones_stay(home: Path) -> None:
     assert layout.find() == []
     spec = load_spec(alive)
     assert msgspec.structs.replace(spec, directory="").ephemeral
+
+
+def test_a_node_that_joins_gets_ports_beside_those_in_use() -> None:
+    spec = layout.create("one", make_settings(nodes=1, transport="tcp"))
+    grown = msgspec.structs.replace(spec, nodes=(*spec.nodes, NodeSpec("n2", 2)))
+    ports = layout.add_ports(grown, "n2")
+    assert {name: ports[name] for name in spec.ports} == spec.ports, "they are in use, by us"
+    assert set(ports) - set(spec.ports) == {"n2.peer", "n2.client", "n2.snapshot"}
+    assert len(set(ports.values())) == len(ports)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.config import JOINING, LEAVING, ClusterSpec, NodeSpec, make_settings
 from zcluster.launch import report
 
 
@@ -53,6 +53,27 @@ def answers(*repairing: str, leader: int = 1) -> dict[str, dict[str, Any]]:
         for i in (1, 2, 3)
     }
     return found | {"router": {"workers": []}}
+
+
+def with_digests(**digests: dict[str, str]) -> dict[str, dict[str, Any]]:
+    return {name: {**answer, "digests": digests.get(name, {})} for name, answer in answers().items()}
+
+
+def test_equal_states_at_the_newest_common_index_are_reported(spec: ClusterSpec) -> None:
+    found = with_digests(n1={"5": "a", "9": "b", "12": "c"}, n2={"5": "a", "9": "b"}, n3={"9": "b"})
+    status = report.describe(spec, supervisor(), found)
+    assert status["verified"] == {"index": 9, "equal": True, "nodes": ["n1", "n2", "n3"], "odd": []}
+    assert status["state"] == "healthy"
+    assert report.describe(spec, supervisor(), answers())["verified"] is None
+
+
+def test_a_state_that_differs_is_a_problem_that_later_comparisons_do_not_hide(spec: ClusterSpec) -> None:
+    found = with_digests(n1={"5": "a", "9": "b"}, n2={"5": "x", "9": "b"}, n3={"5": "a", "9": "b"})
+    status = report.describe(spec, supervisor(), found)
+    assert status["verified"] == {"index": 5, "equal": False, "nodes": ["n1", "n2", "n3"], "odd": ["n2"]}
+    assert status["state"] == "degraded"
+    assert "the state of n2" in status["problems"][0]
+    assert report.odd_ones({"n1": "a", "n2": "b"}) == ["n1", "n2"], "of two nobody knows which"
 
 
 def test_all_answer_and_are_sound_is_healthy(spec: ClusterSpec) -> None:
@@ -99,11 +120,6 @@ def test_a_node_that_would_only_fail_again_is_not_simply_started(spec: ClusterSp
     (fix,) = report.describe(spec, supervisor(n1=failure), silent("n1"))["fix"]
     assert fix.startswith(remedy)
     assert fix.endswith(f"then: zcluster -c {spec.directory} start n1")
-
-
-def test_a_node_that_may_begin_anew_is_told_how(spec: ClusterSpec) -> None:
-    said = supervisor(n1="Refused: its data are lost; begin anew: `zcluster start n1 --wipe`")
-    assert report.describe(spec, said, silent("n1"))["fix"] == [f"zcluster -c {spec.directory} start n1 --wipe"]
 
 
 def test_nodes_that_were_killed_are_started_beside_those_that_need_more(spec: ClusterSpec) -> None:
@@ -171,3 +187,44 @@ def test_a_file_that_vanishes_while_a_directory_is_measured_hides_no_other(
 
     monkeypatch.setattr(os, "scandir", Late)
     assert report.directory_bytes(str(tmp_path)) == whole * 2 // 3
+
+
+def with_membership(found: dict[str, dict[str, Any]], voters: list[int], index: int = 5) -> dict[str, dict[str, Any]]:
+    for name, answer in found.items():
+        if name != "router":
+            answer |= {"voters": voters, "learners": [], "configuration_index": index}
+    return found
+
+
+def test_a_learner_is_shown_as_one_and_does_not_count_for_the_quorum(spec: ClusterSpec) -> None:
+    nodes = (*spec.nodes[:2], NodeSpec("n3", 4, JOINING))
+    joining = msgspec.structs.replace(spec, nodes=nodes)
+    told = supervisor() | {"change": {"nodes": 3, "text": "n3 catches up"}}
+    status = report.describe(joining, told, with_membership(answers(), [1, 2]))
+    assert [node["role"] for node in status["nodes"]] == ["leader", "follower", "learner"]
+    assert (status["state"], status["quorum"], status["voters"]) == ("degraded", True, ["n1", "n2"])
+    assert "it is to have 3 nodes: n3 catches up" in status["problems"]
+    assert "n3 is a learner: it votes once it has caught up" in status["problems"]
+    alone = {name: answer for name, answer in answers().items() if name != "n2"}
+    assert report.describe(joining, told, with_membership(alone, [1, 2]))["state"] == "no_quorum"
+
+
+def test_who_votes_is_what_the_latest_configuration_says(spec: ClusterSpec) -> None:
+    found = with_membership(answers(), [1, 2, 3])
+    found["n2"] |= {"voters": [1, 2], "configuration_index": 4}
+    assert report.find_voters(spec, found) == [1, 2, 3]
+    assert report.find_voters(spec, {}) == [1, 2, 3]
+
+
+def test_a_node_on_its_way_out_is_no_problem_of_its_own(spec: ClusterSpec) -> None:
+    leaving = msgspec.structs.replace(spec, nodes=(*spec.nodes[:2], NodeSpec("n3", 3, LEAVING)))
+    told = supervisor() | {"change": {"nodes": 2, "text": "n3 is removed"}}
+    status = report.describe(leaving, told, with_membership(answers(), [1, 2]))
+    assert [node["role"] for node in status["nodes"]] == ["leader", "follower", "leaving"]
+    assert status["problems"] == ["it is to have 2 nodes: n3 is removed"]
+
+
+def test_lost_data_are_not_started_again_but_wiped(spec: ClusterSpec) -> None:
+    refused = supervisor(n1="FormatTooNew: of a newer zcluster", n2="the data of n2 are missing: `start n2 --wipe`")
+    fixes = report.describe(spec, refused, silent("n1", "n2"))["fix"]
+    assert fixes[1] == f"zcluster -c {spec.directory} start n2 --wipe"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zcluster import wire
 from zcluster.errors import FormatTooNew
 from zcluster.machines.api import Machine, Snapshot
-from zcluster.machines.mux import ClusterMachine
+from zcluster.machines.mux import ClusterMachine, Summary, summarize
 
 NONCE = 77
 
@@ -52,6 +52,84 @@ def filled(pairs: int = 2000, sessions: int = 20) -> ClusterMachine:
     frames = [frame(i + 1, put(f"k{i}", b"x" * 100), session=session_id(i % sessions + 1)) for i in range(pairs)]
     machine.apply(2, 2000, frames)
     return machine
+
+
+def test_a_summary_says_what_a_snapshot_holds_and_finds_damage() -> None:
+    machine = filled(pairs=30, sessions=2)
+    chunks = list(machine.capture().chunks())
+    assert summarize(chunks) == Summary(index=2, revision=30, keys=30, sessions=2)
+    for damaged in (chunks[:-1], chunks[1:], [], [*chunks[:-1], chunks[-1][:-1]]):
+        with pytest.raises(ValueError, match="damaged"):
+            summarize(damaged)
+
+
+def test_a_state_that_begins_anew_keeps_the_keys_and_ends_the_sessions() -> None:
+    machine = filled(pairs=30, sessions=2)
+    machine.begin_anew()
+    (late,) = machine.apply(3, 3000, [frame(99, put("k0", b"late"), session=session_id(1))])
+    assert wire.decode(late)["code"] == wire.E_UNKNOWN_SESSION
+    assert machine.kv.revision == 30
+    (fresh,) = machine.apply(4, 3000, [register(1)])
+    assert wire.decode(fresh) == [3 << 32 | 1], "no id is given twice"
+
+
+def test_the_index_of_a_read_is_the_last_one_applied() -> None:
+    machine = filled(pairs=3, sessions=1)
+    assert wire.decode(machine.query([[wire.OP_INDEX], [wire.OP_GET, "k0"]])) == [[2, 3], b"x" * 100]
+
+
+def digest_of(machine: ClusterMachine) -> str:
+    *slices, digest = machine.capture().digest()
+    assert slices == [None] * len(slices)
+    assert digest is not None
+    while machine.maintain():
+        pass
+    return digest
+
+
+def test_a_digest_does_not_depend_on_the_order_in_which_keys_lie() -> None:
+    one, other = filled(sessions=3), make_machine()
+    other.restore(one.capture().chunks())
+    frozen = other.capture()
+    for machine in (one, other):  # in the other one, what is new goes to the overlay and is merged later
+        machine.apply(3, 3000, [frame(3000, [wire.OP_DELETE, "k7"], session=session_id(1))])
+        machine.apply(4, 3000, [frame(3001, put("k7"), put("new"), session=session_id(1))])
+    frozen.close()
+    while other.maintain():
+        pass
+    assert list(one.kv._base) != list(other.kv._base)
+    assert one.state_hash() == other.state_hash()
+    assert digest_of(one) == digest_of(other)
+
+
+@pytest.mark.parametrize("change", ["value", "key", "absent", "swapped", "revision", "session", "time"])
+def test_a_digest_tells_states_apart(change: str) -> None:
+    machine, sound = filled(sessions=3), filled(sessions=3)
+    base = machine.kv._base
+    if change == "value":
+        base["k7"] = b"y" * 100
+    elif change == "key":
+        base["other"] = base.pop("k7")
+    elif change == "absent":
+        del base["k7"]
+    elif change == "swapped":
+        base["k1"], base["k2"] = b"one", b"two"
+        sound.kv._base["k1"], sound.kv._base["k2"] = b"two", b"one"
+    elif change == "revision":
+        machine.kv.revision += 1
+    elif change == "session":
+        machine.sessions._table[session_id(1)].floor += 1
+    else:
+        machine.sessions.now_ms += 1
+    assert digest_of(machine) != digest_of(sound)
+
+
+def test_a_mark_changes_nothing_and_is_told_once() -> None:
+    machine = filled(pairs=3, sessions=1)
+    before = machine.kv.revision, len(machine.sessions)
+    assert [wire.decode(body) for body in machine.apply(3, 3000, [wire.MARK_FRAME, wire.MARK_FRAME])] == [[3], [3]]
+    assert (machine.take_mark(), machine.take_mark()) == (True, False)
+    assert (machine.kv.revision, len(machine.sessions)) == before
 
 
 def test_fits_the_contract() -> None:

@@ -9,16 +9,16 @@ import pytest
 
 from tests.unit.node.test_replica import META0, A, B, ScriptedCore, effects, make, refusal, result
 from zcluster import wire
-from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, ConfigChange, Ready
+from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, Ready
 from zcluster.errors import Busy, InvalidInput
 from zcluster.node import members
 from zcluster.node.replica import Replica
 from zcluster.types import KIND_CONFIG, KIND_FRAMES, KIND_NOOP, Configuration, Entry
 
 
-def ask(replica: Replica, action: str, who: int, *, client: bytes = A, request: int = 1) -> None:
-    change = ConfigChange(action, who)
-    replica.client_message(client, wire.MEMBERSHIP, request, members.encode_change(change), 0)
+def ask(replica: Replica, action: str, who: int, *, client: bytes = A, request: int = 1, at: int | None = None) -> None:
+    body = wire.encode(members.Request(action, who, at))
+    replica.client_message(client, wire.MEMBERSHIP, request, body, 0)
 
 
 def confirm(replica: Replica, core: ScriptedCore, token: int = 1) -> dict[str, Any]:
@@ -88,6 +88,22 @@ def test_a_change_that_is_not_possible_yet_says_why() -> None:
     [(client, head, body)] = confirm(replica, core)["replies"]
     assert (client, head) == (A, wire.pack_head(wire.BUSY, 1))
     assert wire.decode(body) == ["replica 4 is 312 entries behind; retry"]
+
+
+def test_a_request_that_was_long_under_way_changes_nothing_any_more() -> None:
+    """Replica 4 was added and removed since; the request to add it is a copy that comes late."""
+    replica, core, _ = make()
+    commit(core, config_entry(1, 3, (1, 2, 3), (4,)))
+    commit(core, config_entry(2, 3, (1, 2, 3)))
+    effects(replica)
+    ask(replica, ADD_LEARNER, 4, at=0)
+    [(_, head, body)] = confirm(replica, core)["replies"]
+    assert head == wire.pack_head(wire.BUSY, 1)
+    assert wire.decode(body) == ["the configuration has changed meanwhile, at 2; retry"]
+    assert core.told == [("barrier", 1, False)]
+    ask(replica, ADD_LEARNER, 5, at=2)
+    confirm(replica, core, token=2)
+    assert core.told[-1] == (ADD_LEARNER, 5)
 
 
 def test_a_change_that_makes_no_sense_fails() -> None:

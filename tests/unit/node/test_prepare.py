@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.unit.storage.faulty_disk import FaultyDisk
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
+from zcluster.config import FRESH, ClusterSpec, NodeSpec, make_settings
 from zcluster.consensus.api import Settings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.mux import ClusterMachine
@@ -24,7 +24,7 @@ from zcluster.node.start import (
 from zcluster.storage.checkpoint import CheckpointWriter
 from zcluster.storage.recover import RecoveredStore, Store
 from zcluster.storage.writer import InlineWriter
-from zcluster.types import MS, Configuration, HardState, SnapshotMeta, WriteBatch
+from zcluster.types import MS, NEVER, Configuration, HardState, SnapshotMeta, WriteBatch
 
 SPEC = ClusterSpec(
     format=1,
@@ -137,3 +137,18 @@ def test_a_checkpoint_of_a_later_term_beside_a_log_that_nothing_confirms_is_refu
 
 def test_a_vote_is_kept_where_the_checkpoint_is_of_its_own_term() -> None:
     assert hard_state(received(FaultyDisk(), term=5, epoch=5).recovered) == HardState(5, 2)
+
+
+def test_a_node_that_joins_later_starts_from_an_empty_configuration_and_cannot_stand() -> None:
+    grown = msgspec.structs.replace(SPEC, nodes=(NodeSpec("n1", 4, FRESH), *SPEC.nodes[1:]))
+    joining = core(open_store(FaultyDisk(), grown, create=True), grown)
+    assert joining.membership.current == Configuration()
+    assert joining.next_deadline() == NEVER
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_node_without_its_data_says_what_helps(count: int) -> None:
+    spec = msgspec.structs.replace(SPEC, nodes=SPEC.nodes[:count])
+    with pytest.raises(Refused, match="data of n1 are missing") as refused:
+        open_store(FaultyDisk(), spec)
+    assert ("start n1 --wipe" in str(refused.value)) == (count > 1), "of the only copy nothing comes back"

@@ -25,6 +25,7 @@ class EchoMachine:
 
     def __init__(self) -> None:
         self.applied: list[tuple[int, int, list[bytes]]] = []
+        self.marked = False
 
     def apply(self, index: int, log_time_ms: int, frames: list[bytes]) -> list[bytes]:
         self.applied.append((index, log_time_ms, frames))
@@ -41,6 +42,10 @@ class EchoMachine:
                 yield wire.encode(len(machine.applied))
 
         return View()
+
+    def take_mark(self) -> bool:
+        marked, self.marked = self.marked, False
+        return marked
 
     def maintain(self) -> bool:
         return False
@@ -126,11 +131,18 @@ class ScriptedCore:
         self.readys.append(Ready(seq=0, committed=(entry,)))
 
 
-def make(limits: Limits | None = None) -> tuple[Replica, ScriptedCore, EchoMachine]:
+def make(limits: Limits | None = None, digest_interval: int = 0) -> tuple[Replica, ScriptedCore, EchoMachine]:
     core, machine = ScriptedCore(), EchoMachine()
     limits = limits or Limits(checkpoint_bytes=1 << 30, checkpoint_interval=0)
     replica = Replica(
-        core, machine, limits, cluster_id="c", applied=META0, now=0, verify_death=lambda r, i: (r, i) == (2, 7)
+        core,
+        machine,
+        limits,
+        cluster_id="c",
+        applied=META0,
+        now=0,
+        verify_death=lambda r, i: (r, i) == (2, 7),
+        digest_interval=digest_interval,
     )
     announced = effects(replica)
     assert announced["announce"] == (1, 3)
@@ -370,6 +382,38 @@ def test_a_checkpoint_is_taken_after_enough_bytes_and_confirmed_to_those_who_ask
     assert effects(replica) == {"replies": [result(A, 9, wire.encode([1]))]}
 
 
+def test_a_checkpoint_older_than_the_question_is_no_answer() -> None:
+    """A capture begun before a write was acknowledged does not hold that write."""
+    replica, core, _ = make(Limits(checkpoint_bytes=10, checkpoint_interval=0))
+    core.commit(b"0123456789")
+    first, _ = effects(replica)["capture"]
+    core.commit(b"more")
+    effects(replica)
+    replica.client_message(A, wire.CHECKPOINT, 8, b"", 0)
+    replica.checkpoint_done(first, None, 0)
+    out = effects(replica)
+    assert out.get("replies") is None
+    second, _ = out["capture"]
+    assert second.index == 2
+    replica.checkpoint_done(second, None, 0)
+    assert effects(replica)["replies"] == [result(A, 8, wire.encode([2]))]
+
+
+def test_a_checkpoint_that_is_to_cover_an_index_waits_until_that_is_applied() -> None:
+    replica, core, _ = make()
+    core.commit(b"x")
+    replica.client_message(A, wire.CHECKPOINT, 8, wire.encode([2]), 0)
+    assert effects(replica) == {}
+    core.commit(b"y")
+    meta, _ = effects(replica)["capture"]
+    assert meta.index == 2
+    replica.checkpoint_done(meta, None, 0)
+    assert effects(replica)["replies"] == [result(A, 8, wire.encode([2]))]
+    replica.client_message(B, wire.CHECKPOINT, 9, b"\xc1", 0)
+    [(_, head, _)] = effects(replica)["replies"]
+    assert head == wire.pack_head(wire.FAILED, 9)
+
+
 def test_a_failed_checkpoint_keeps_the_log_and_says_so() -> None:
     replica, core, _ = make()
     core.commit(b"x")
@@ -411,6 +455,76 @@ def test_checkpoints_by_time_skip_when_nothing_changed() -> None:
     core.commit(b"x")
     assert effects(replica, now=1_500) == {}
     assert effects(replica, now=2_000)["capture"][0].index == 1
+
+
+def verified(client: bytes, request: int, index: int, digest: str | None) -> tuple[bytes, bytes, bytes]:
+    return result(client, request, wire.encode([index, digest]))
+
+
+def test_a_mark_freezes_the_state_where_it_is_applied_and_the_digest_is_told() -> None:
+    replica, core, machine = make()
+    replica.client_message(A, wire.VERIFY, 8, wire.encode([1]), 0)
+    assert effects(replica) == {}
+    machine.marked = True
+    core.commit(b"mark")
+    index, _ = effects(replica)["digest"]
+    assert index == 1
+    replica.client_message(B, wire.VERIFY, 9, wire.encode([1]), 0)
+    assert effects(replica) == {}
+    replica.digest_done(1, "d1")
+    assert effects(replica)["replies"] == [verified(A, 8, 1, "d1"), verified(B, 9, 1, "d1")]
+    replica.client_message(A, wire.VERIFY, 10, wire.encode([1]), 0)
+    assert effects(replica)["replies"] == [verified(A, 10, 1, "d1")]
+
+
+def test_where_no_mark_was_there_is_no_digest_and_that_is_said_at_once() -> None:
+    replica, core, _ = make()
+    core.commit(b"x")
+    effects(replica)
+    replica.client_message(A, wire.VERIFY, 8, wire.encode([1]), 0)
+    assert effects(replica)["replies"] == [verified(A, 8, 1, None)]
+    replica.client_message(A, wire.VERIFY, 9, b"\xc1", 0)
+    [(_, head, _)] = effects(replica)["replies"]
+    assert head == wire.pack_head(wire.FAILED, 9)
+
+
+def test_a_checkpoint_and_a_digest_never_freeze_the_state_at_once() -> None:
+    replica, core, machine = make()
+    core.commit(b"x")
+    effects(replica)
+    replica.client_message(A, wire.CHECKPOINT, 7, b"", 0)
+    meta, _ = effects(replica)["capture"]
+    machine.marked = True
+    core.commit(b"mark")
+    assert "digest" not in effects(replica)
+    assert replica.digests.known == {2: None}
+    replica.checkpoint_done(meta, None, 0)
+    machine.marked = True
+    core.commit(b"mark")
+    assert "digest" in effects(replica)
+    replica.client_message(A, wire.CHECKPOINT, 8, b"", 0)
+    assert effects(replica) == {}
+    assert not replica.capture_now(0)
+    replica.digest_done(3, "d")
+    assert effects(replica)["capture"][0].index == 3
+
+
+def test_a_leader_marks_by_itself_every_so_often_if_anything_was_written() -> None:
+    replica, core, _ = make(digest_interval=1_000)
+    assert replica.next_deadline() == NEVER, "nothing was written"
+    core.commit(b"x")
+    effects(replica)
+    assert replica.next_deadline() == 1_000
+    core.is_leader = False
+    assert replica.next_deadline() == NEVER
+    effects(replica, now=1_000)
+    assert not [told for told in core.told if told[0] == "propose"]
+    core.is_leader = True
+    effects(replica, now=1_000)
+    assert core.told[-1] == ("propose", core.last_index, [wire.MARK_FRAME])
+    core.commit(wire.MARK_FRAME)
+    effects(replica, now=1_000)
+    assert replica.next_deadline() == NEVER, "its own mark is nothing new"
 
 
 def test_an_unknown_entry_kind_stops_the_node() -> None:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from zcluster import wire
-from zcluster.config import CLIENT, ClusterSpec, NodeSpec, make_settings
+from zcluster.config import CLIENT, ClusterSpec, NodeSpec, make_settings, save_spec
 from zcluster.machines.mux import ClusterMachine
 from zcluster.node import server as server_module
 from zcluster.node.replica import Effects
@@ -175,3 +176,25 @@ def test_old_checkpoints_go_in_the_writers_helper_not_in_the_loop(
     out.compacted = SnapshotMeta(1, 1, Configuration((1,)))
     server._carry_out(out)
     assert [clear() for clear in writer.trims] == [1]
+
+
+def test_the_address_of_a_new_member_is_read_from_the_description_before_anything_is_sent(server: Server) -> None:
+    run_until(server, lambda: server.replica.core.commit_index == 1)
+    out = Effects()
+    out.configuration = Configuration((1,), (2,))
+    server._carry_out(out)  # there is no description (yet): it goes on, and looks again
+    assert set(server._peers._outbound) == set()
+    assert server._strangers_at < NEVER
+    save_spec(msgspec.structs.replace(server._spec, nodes=(NodeSpec("n1", 1), NodeSpec("n2", 2))))
+    server._carry_out(out)
+    assert set(server._peers._outbound) == {2}
+    assert server._strangers_at == NEVER
+
+
+def test_a_description_that_does_not_have_this_replica_is_not_taken_over(server: Server) -> None:
+    """It was removed, and has not been told yet."""
+    save_spec(msgspec.structs.replace(server._spec, nodes=(NodeSpec("n1", 5), NodeSpec("n2", 2))))
+    out = Effects()
+    out.configuration = Configuration((1, 2))
+    server._carry_out(out)
+    assert server._spec.replica_id("n1") == 1

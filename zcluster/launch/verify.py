@@ -1,0 +1,65 @@
+"""Comparing the states of all replicas at one index, on request.
+
+A mark goes through the log; every replica digests its state where the mark is applied (`node.digests`) and tells when
+asked for that index. One that was writing a checkpoint at that moment made no digest: then another mark is tried.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from zcluster import config, wire
+from zcluster.errors import NoQuorum, Timeout
+from zcluster.launch import probe
+from zcluster.launch.report import odd_ones
+from zcluster.types import Index
+
+if TYPE_CHECKING:
+    from zcluster.launch.cluster import Cluster
+
+ASK_S: Final = 2.0
+PAUSE_S: Final = 0.2
+"""Before another mark, when somebody was busy at the last one."""
+
+
+def verify(cluster: Cluster, timeout: float) -> dict[str, Any]:
+    """See `Cluster.verify`. Nodes that are down, silent or too far behind are left out, and named."""
+    give_up = time.monotonic() + timeout
+    nodes = [node.name for node in cluster.spec.nodes]
+    while True:
+        index = _mark(cluster, give_up)
+        left_s = max(0.1, give_up - time.monotonic())
+        body = wire.encode([index])
+        answers = probe.ask(cluster.spec, cluster.answering(), wire.VERIFY, body, timeout_s=left_s)
+        found = {name: wire.decode(answer)[1] for name, (kind, answer) in answers.items() if kind == wire.RESULT}
+        digests = {name: digest for name, digest in sorted(found.items()) if digest is not None}
+        busy = len(found) > len(digests)
+        if not busy or time.monotonic() + PAUSE_S >= give_up:
+            odd = odd_ones(digests) if digests else []
+            return {
+                "index": index,
+                "equal": not odd,
+                "digests": digests,
+                "odd": odd,
+                "missing": [name for name in nodes if name not in digests],
+            }
+        time.sleep(PAUSE_S)
+
+
+def _mark(cluster: Cluster, give_up: float) -> Index:
+    """Have a mark written. Returns: the index of its entry. Raises: NoQuorum."""
+    while (left_s := give_up - time.monotonic()) > 0:
+        try:
+            leader = cluster.wait_leader(left_s).name
+        except Timeout:
+            break
+        wait_s = min(ASK_S, max(0.0, give_up - time.monotonic()))
+        answers = probe.ask(cluster.spec, [leader], wire.WRITE, wire.MARK_FRAME, timeout_s=wait_s)
+        kind, answer = answers.get(leader, (0, b""))
+        if kind == wire.RESULT:
+            return int(wire.decode(answer)[0])
+    raise NoQuorum(
+        "no leader that a majority follows: there is no index at which all replicas could be compared; see: "
+        f"{config.command(cluster.directory)} status"
+    )
