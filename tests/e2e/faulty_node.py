@@ -1,8 +1,8 @@
 """A replica whose disk misbehaves on demand: `python faulty_node.py CLUSTER_DIRECTORY NODE [--create]`.
 
 While `<cluster>/run/<node>.stall` exists, a sync waits for a lock on that file; with `.slow` it takes so many ms more
-as the file says; with `.eio` one sync fails, and the file goes; with `.enospc` a write fails, after as many of its
-bytes as the file says.
+as the file says; with `.eio` one sync of the log fails, and the file goes; with `.enospc` a write
+fails, after as many of its bytes as the file says.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ real_sync, real_write = PosixDisk.fdatasync, PosixDisk.pwritev
 
 
 def fdatasync(disk: PosixDisk, handle: int) -> None:
-    try:
-        (RUN / f"{NODE}.eio").unlink()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-    except FileNotFoundError:
-        pass
+    if os.readlink(f"/proc/self/fd/{handle}").endswith(".wal"):  # a failed checkpoint would not stop the node
+        try:
+            (RUN / f"{NODE}.eio").unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
     try:
         with open(RUN / f"{NODE}.stall", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
