@@ -1,7 +1,8 @@
 """A replica whose disk misbehaves on demand: `python faulty_node.py CLUSTER_DIRECTORY NODE [--create]`.
 
 While `<cluster>/run/<node>.stall` exists, a sync waits for a lock on that file; with `.slow` it takes so many ms more
-as the file says; with `.eio` a sync fails; with `.enospc` a write does, after as many of its bytes as the file says.
+as the file says; with `.eio` one sync of the log fails, and the file goes; with `.enospc` a write
+fails, after as many of its bytes as the file says.
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ real_sync, real_write = PosixDisk.fdatasync, PosixDisk.pwritev
 
 
 def fdatasync(disk: PosixDisk, handle: int) -> None:
-    if (RUN / f"{NODE}.eio").exists():
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    if os.readlink(f"/proc/self/fd/{handle}").endswith(".wal"):  # a failed checkpoint would not stop the node
+        try:
+            (RUN / f"{NODE}.eio").unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
     try:
         with open(RUN / f"{NODE}.stall", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)

@@ -101,12 +101,29 @@ def test_a_leader_that_is_cut_off_one_way_or_both_is_replaced(net: Net, directio
     net.finish(cut=5)
 
 
-def test_a_follower_that_hears_but_is_not_heard_disturbs_nobody(net: Net) -> None:
-    """And the other way round: pre-vote and check-quorum keep the leader and its term."""
+def test_a_leader_that_wakes_up_beyond_its_lease_and_hears_nobody_serves_nothing(net: Net) -> None:
+    """Only its clock tells it that its lease is over: reads that wait in its socket must not be answered."""
+    for _ in range(2):
+        leader = net.cluster.wait_leader()
+        net.links.isolate(leader.name)
+        leader.pause()
+        wait_other_leader(net.cluster, leader.name)
+        net.traffic.wait_progress(5, 30, callers=ORDINARY)
+        leader.resume()
+        net.traffic.wait_progress(20, 30, callers=ORDINARY)
+        net.links.heal()
+        net.traffic.wait_progress(2, HEALED_S, callers=ORDINARY)
+    net.finish(cut=2)
+
+
+def test_a_follower_that_only_a_part_of_the_cluster_can_talk_to_disturbs_nobody(net: Net) -> None:
+    """It is not heard; it hears nothing; it reaches the other follower but not the leader: pre-vote and the others'
+    loyalty keep the leader and its term."""
     leader = net.cluster.wait_leader()
     follower = next(name for name in net.cluster.nodes if name != leader.name)
     term = net.cluster.status()["term"]
-    for cut in (net.links.cut_out, net.links.cut_in):
+    apart = [(leader.name, follower), (follower, leader.name)]
+    for cut in (net.links.cut_out, net.links.cut_in, lambda _: net.links.set(cut=apart)):
         cut(follower)
         net.traffic.wait_progress(60, 30, callers=ORDINARY)
         net.links.heal()

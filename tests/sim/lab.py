@@ -127,3 +127,11 @@ class Lab(Network):
         """What clients had committed, in order."""
         committed = self.oracle.committed
         return [committed[index].data for index in sorted(committed) if committed[index].data]
+
+
+def with_leader(lab: Lab, server: int, data: bytes) -> int:
+    """Propose at this server. Returns the index; 0: it refuses."""
+    try:
+        return lab.propose(data, server) if lab.nodes[server].core is not None else 0
+    except (NotLeader, Busy):
+        return 0

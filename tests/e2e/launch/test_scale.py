@@ -19,7 +19,7 @@ import pytest
 
 import zcluster
 from tests.e2e.launch.conftest import kill_supervisor, until
-from tests.e2e.test_survival import Writer
+from tests.e2e.writers import Writer
 from zcluster import config
 from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum
 from zcluster.launch.cluster import Cluster
