@@ -321,7 +321,7 @@ class Reconciler:
         claims = [(term, leader) for leader, term in self._links.announced.values() if leader]
         name = self.fleet.spec.node_name(max(claims)[1]) if claims else None
         self._request += 1
-        body = wire.encode(members.Request(change.action, change.replica, at))
+        body = members.encode_change(change, at)
         if name is not None and self._links.ask(name, wire.MEMBERSHIP, self._request, body):
             self._asked = (self._request, now + ANSWER_NS, change)
         elif now - max(self._answered_at, self._woken_at) > SECOND:

@@ -207,8 +207,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         problems.append(f"it is to have {report['change']['nodes']} nodes: {report['change']['text']}")
     for node in report["nodes"]:
         if node["state"] == "down":
-            if node["phase"] == LEAVING:
-                continue
+            if node["phase"] == LEAVING and report["quorum"]:
+                continue  # else it is needed once more, to agree to its own removal
             lost = "--wipe" in (node["failure"] or "")  # its data are of no use: to start it again does not help
             (wiped if lost else down).append(node["name"])
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
