@@ -110,10 +110,11 @@ def main() -> None:
     known = facts(rounds=rounds)
     say_header("Nodes come and go", known, FAIRNESS)
     changes = [measure_change(leader_goes=False) for _ in range(rounds)]
+    leader_goes = [measure_change(leader_goes=True) for _ in range(rounds)]
     joins = [measure_join(KEYS // 10 if arguments.quick else KEYS) for _ in range(rounds)]
 
-    def row(name: str, key: str, target: float | None = None) -> list[str]:
-        values = [one[key] for one in changes]
+    def row(name: str, key: str, target: float | None = None, of: list[dict[str, Any]] = changes) -> list[str]:
+        values = [one[key] for one in of]
         return [name, spread(values), verdict(max(values), target, True) if target is not None else ""]
 
     say_table(
@@ -122,14 +123,16 @@ def main() -> None:
             row("longest pause before it, ms", "pause_before_ms"),
             row("longest pause, 3 → 5, ms", "up_pause_ms", PAUSE_TARGET_MS),
             row("longest pause, 5 → 3, ms", "down_pause_ms", PAUSE_TARGET_MS),
+            row("  where the leader goes, ms", "down_pause_ms", PAUSE_TARGET_MS, leader_goes),
             row("3 → 5 takes, s", "up_s"),
             row("5 → 3 takes, s", "down_s"),
-            row("callers whose acknowledged write is lost", "lost", 0),
-            row("errors", "errors"),
+            row("callers whose acknowledged write is lost", "lost", 0, changes + leader_goes),
+            row("errors", "errors", None, changes + leader_goes),
             ["new node votes after, s", spread(joins), verdict(median(joins), VOTER_TARGET_S, True)],
         ]
     )
-    write(arguments.json, "scale", known, {"changes": changes, "join_s": joins})
+    measured = {"changes": changes, "leader_goes": leader_goes, "join_s": joins}
+    write(arguments.json, "scale", known, measured)
 
 
 if __name__ == "__main__":

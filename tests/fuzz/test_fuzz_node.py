@@ -35,6 +35,7 @@ CLIENT_BODIES = [
     wire.encode([wire.BOUNDED, 1000, [[wire.OP_GET, "k"]]]),
     wire.encode([wire.PROTOCOL, "c"]),
     wire.encode([2]),
+    wire.encode(["remove", 2]),
     b"",
 ]
 PEER_MESSAGES = [
@@ -43,7 +44,7 @@ PEER_MESSAGES = [
 ]
 decode_peer = msgspec.msgpack.Decoder(AnyMessage).decode
 
-kinds = st.one_of(st.integers(1, 6), st.integers(0, 255))
+kinds = st.one_of(st.integers(1, 7), st.integers(0, 255))
 client_verbs = st.tuples(st.just("client"), kinds, st.integers(0, (1 << 64) - 1), messages(CLIENT_BODIES))
 peer_verbs = st.tuples(st.just("peer"), st.one_of(st.integers(2, 3), numbers), numbers, raft.messages)
 bytes_verbs = st.tuples(st.just("bytes"), messages(PEER_MESSAGES))

@@ -46,13 +46,14 @@ class Waiter:
     """Somebody who asked for a change. `begin`: writes the wish down; called once a majority has answered, then None.
     `done`: whether it is so."""
 
-    __slots__ = ("begin", "client", "deadline", "done", "told", "what")
+    __slots__ = ("asked_at", "begin", "client", "deadline", "done", "told", "what")
 
     def __init__(
         self, client: bytes, what: str, begin: Callable[[], None], done: Callable[[], bool], deadline: int
     ) -> None:
         self.client = client
         self.what = what
+        self.asked_at = time.monotonic_ns()
         self.begin: Callable[[], None] | None = begin
         self.done = done
         self.deadline = deadline
@@ -289,15 +290,15 @@ class Reconciler:
         self._links, self._asked, self._configuration, self._next_at = None, None, None, NEVER
 
     def _expire(self, now: int) -> None:
-        heard_at = max(self._answered_at, self._woken_at)
         kept = []
         for waiter in self._waiters:
-            if waiter.begin is not None and now - heard_at >= QUORUM_NS:
+            silent = now - max(self._answered_at, waiter.asked_at) >= QUORUM_NS and self._configuration is None
+            if waiter.begin is not None and silent:
                 why = "no leader answers, so there is no majority to agree to it; nothing was changed"
                 self.requests.refuse(waiter.client, NoQuorum(f"{waiter.what}: {why}. {self._see()}"))
             elif now < waiter.deadline:
                 kept.append(waiter)
-            elif now - heard_at >= QUORUM_NS:
+            elif silent:
                 text = f"{waiter.what}: no leader answers; it goes on as soon as there is a majority. {self._see()}"
                 self.requests.refuse(waiter.client, NoQuorum(text))
             else:
@@ -320,7 +321,7 @@ class Reconciler:
         claims = [(term, leader) for leader, term in self._links.announced.values() if leader]
         name = self.fleet.spec.node_name(max(claims)[1]) if claims else None
         self._request += 1
-        body = wire.encode(members.Request(change.action, change.replica, at))
+        body = members.encode_change(change, at)
         if name is not None and self._links.ask(name, wire.MEMBERSHIP, self._request, body):
             self._asked = (self._request, now + ANSWER_NS, change)
         elif now - max(self._answered_at, self._woken_at) > SECOND:

@@ -247,8 +247,8 @@ def explain(report: Map) -> tuple[list[str], list[str]]:
         problems.append(f"it is to have {report['change']['nodes']} nodes: {report['change']['text']}")
     for node in report["nodes"]:
         if node["state"] == "down":
-            if node["phase"] == LEAVING:
-                continue
+            if node["phase"] == LEAVING and report["quorum"]:
+                continue  # else it is needed once more, to agree to its own removal
             down.append(node)
             problems.append(f"{node['name']} is down: {node['failure'] or node['down_text'] or 'starting'}")
         elif node["paused"]:

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from zcluster import __version__
-from zcluster.config import LEAVING
 from zcluster.errors import Conflict, Error, InvalidInput, StorageError
 from zcluster.launch import process as system
 from zcluster.launch.fleet import MS, Child, Fleet
 from zcluster.launch.process import Process
-from zcluster.launch.reconcile import Reconciler
+from zcluster.launch.reconcile import GONE, Reconciler
 from zcluster.launch.requests import Requests
 
 SECOND: Final = 1000 * MS
@@ -176,12 +175,13 @@ class Verbs:
         self.requests.wait_until(client, timeout_s, "start", self._running(children))
 
     def _that_stay(self, targets: list[str]) -> list[Child]:
-        """As `Fleet.resolve`, but for nodes on their way out. Raises: Conflict, if those were all."""
-        leaving = {n.name for n in self.fleet.spec.nodes if n.phase == LEAVING}
+        """As `Fleet.resolve`, but for nodes that are no members any more and end. One that is on its way out but still
+        a member may be needed for that very decision. Raises: Conflict, if those were all."""
+        down = self.fleet.wishes.down
         found = self.fleet.resolve(targets)
-        staying = [child for child in found if child.node not in leaving]
+        staying = [child for child in found if child.node not in down or down[child.node].reason != GONE]
         if found and not staying:
-            raise Conflict(f"{', '.join(targets)}: on the way out of the cluster; see: zcluster status")
+            raise Conflict(f"{', '.join(targets)}: removed from the cluster, and about to end; see: zcluster status")
         return staying
 
     def restart(self, client: bytes, targets: list[str], timeout_s: float = 10) -> None:

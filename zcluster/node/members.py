@@ -52,6 +52,11 @@ def decode_request(body: bytes) -> Request:
     return request
 
 
+def encode_change(change: ConfigChange, at: Index | None = None) -> bytes:
+    """The body of a MEMBERSHIP request; see `Request`."""
+    return wire.encode(Request(change.action, change.replica, at))
+
+
 def encode_configuration(configuration: Configuration) -> bytes:
     """The body of its RESULT."""
     return wire.encode([configuration.index, configuration.voters, configuration.learners])

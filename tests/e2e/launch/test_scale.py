@@ -15,14 +15,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import zcluster
 from tests.e2e.launch.conftest import kill_supervisor, until
 from tests.e2e.writers import Writer
 from zcluster import config
+from zcluster.config import LEAVING, make_settings, save_spec
 from zcluster.errors import Conflict, Degraded, InvalidInput, NoQuorum
 from zcluster.launch.cluster import Cluster
+from zcluster.launch.membership import Enter, after
 from zcluster.launch.named import up
 
 WRITERS = 8
@@ -172,6 +175,25 @@ def test_without_a_majority_nothing_is_changed(cluster: zcluster.LocalCluster) -
     assert cluster.status()["change"] is None
     cluster.start("all")
     assert_settled(cluster, 3)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_is_needed_to_agree_to_that(private_home: Path) -> None:
+    """One of two dies when its leaving has been written down and nothing else; the supervisor dies as well."""
+    cluster, _ = up("default", {"workers": 0, "nodes": 2})
+    try:
+        cluster.nodes["n2"].kill()
+        kill_supervisor(cluster)
+        wished = msgspec.structs.replace(cluster.spec, settings=make_settings(nodes=1, workers=0))
+        save_spec(after(wished, Enter("n2", LEAVING)))
+        status = cluster.status()
+        assert status["state"] == "no_quorum"
+        assert [fix for fix in status["fix"] if fix.endswith("start n2")]
+        cluster.start("n2")
+        until(lambda: names(cluster) == ["n1"])
+        assert_settled(cluster, 1)
+    finally:
+        cluster.down()
 
 
 @pytest.mark.slow
