@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import zcluster
+from zcluster.launch import fleet
 
 pytestmark = pytest.mark.slow
+
+FAULTY = str(Path(__file__).with_name("faulty_node.py"))
 
 
 def test_transfer_moves_leadership_without_losing_or_repeating_a_write() -> None:
@@ -73,6 +77,23 @@ def test_a_preferred_leader_that_is_no_node_is_refused() -> None:
         zcluster.LocalCluster(nodes=3, workers=0, preferred_leader="n4")
     with pytest.raises(zcluster.InvalidInput, match="name of a node"):
         zcluster.LocalCluster(nodes=3, workers=0, preferred_leader="leader")
+
+
+def test_a_leader_whose_event_loop_hangs_again_and_again_hands_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time for less than an election timeout: its followers have no reason to replace it."""
+    monkeypatch.setattr(fleet, "COMMANDS", {**fleet.DEFAULT_COMMANDS, "replica": (FAULTY,)})
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client:
+        client.kv.put("k", b"v")
+        leader = cluster.wait_leader().name
+        (cluster.directory / "run" / f"{leader}.lag").touch()
+        give_up = time.monotonic() + 20
+        while (found := cluster.leader) is None or found.name == leader:
+            client.kv.put("k", b"v")
+            assert time.monotonic() < give_up, "it keeps its leadership although it hangs"
+        assert "the event loop hangs again and again" in (cluster.directory / "logs" / f"{leader}.log").read_text()
+        began = time.monotonic()
+        client.kv.put("k", b"w")
+        assert time.monotonic() - began < 0.4, "nobody waits for the one that hangs"
 
 
 def wait_for_leader(cluster: zcluster.LocalCluster, name: str) -> None:

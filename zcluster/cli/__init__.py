@@ -6,6 +6,8 @@ Not here: any logic that a Python program might want as well; that lives in the 
     context         what every verb is handed: the chosen cluster, and how to speak
     cluster         up, down, stop, start, restart, ls, wait, status, logs, checkpoint
     faults          kill, pause, resume
+    backup  recover            backup, restore; what to do when a majority is lost
+    transfer  verify           moving leadership, comparing states
     kv  task  bench  meta      data, tasks, measurements, the tool itself
     demo            a cluster surviving its leader's death, on the user's own machine
     config_sources  settings from flags, environment and files, with their origins

@@ -31,6 +31,11 @@ Files, lowest first:
     readiness    pure: what is still missing, and whether waiting is hopeless
     handles      `Node` and single processes, as users see them
     cluster      `Cluster`: the handle that users and the command line hold
+    transfer     letting another node lead
+    verify       comparing the states of all replicas
+    plant        a new cluster whose replicas begin with a given state, whole or not at all
+    backup       from a running cluster to one file, and from one file to a new cluster
+    recover      a majority is lost: a new cluster from one node's data
     named        up, down, ls: by name, also where there is no handle to be had
     local        `LocalCluster`: a private cluster that belongs to one Python process
     executor     `Executor`: concurrent.futures over a cluster, a private one if need be

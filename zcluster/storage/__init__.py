@@ -16,6 +16,8 @@ and never drops any silently.
     replay           which segments form the log, and what their records amount to
     recover          opening a data directory: `open_store`
     identity         whose directory it is
+    seed             a store that begins with a state instead of nothing
+    backup_file      a checkpoint behind a manifest, for taking away
 
     open_store ──> Store.recovered ──> consensus, machines
         │

@@ -12,7 +12,7 @@ that replicas understand, [head][body].
     worker -> client   ANSWER result                     (see `direct`)
     worker -> router   REPORT [protocol, cluster id, name, python, pid, start ticks, running or None, [held id, ...]]
                        DONE [sequence, [worker result, ...], [[client, number, returned], ...]]
-                       PONG []      LEAVE []
+                       PONG []      LEAVE [] or [client, number] of the task that still runs
     router -> worker   WHO, REFUSED
                        WORK [acknowledged sequence, [function, ...], [forgotten digest, ...], [worker task, ...]]
                        RECALL [[client, number], ...]      PING []
