@@ -82,8 +82,9 @@ def chaos(
         app.emit({"cluster": cluster.name, "seed": seed, "schedule": [_fault_fields(f) for f in planned.schedule]})
         return
     app.say(
-        f"chaos on {cluster.name}: {_count(len(cluster.nodes), 'node')} · seed {seed} · a fault every {seconds_text(every)} "
-        f"for {seconds_text(span)} · {_count(callers, 'caller')}, {rate:,.0f} operations/s"
+        f"chaos on {cluster.name}: {_count(len(cluster.nodes), 'node')} · seed {seed} · "
+        f"a fault every {seconds_text(every)} for {seconds_text(span)} · "
+        f"{_count(callers, 'caller')}, {rate:,.0f} operations/s"
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # a KeyboardInterrupt: what was begun is ended
