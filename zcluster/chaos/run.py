@@ -113,12 +113,24 @@ def run_chaos(
     Raises: Degraded (not healthy at the beginning), Conflict (another run is under way), InvalidInput, and what the
         cluster raises. All faults have ended then too.
     """
-    chaos = Chaos(cluster, seed=seed, every_s=every_s, for_s=for_s, kinds=kinds, watcher=watcher)
-    return chaos.run(callers=callers, rate=rate, history=history, judge_s=judge_s)
+    chaos = Chaos(
+        cluster,
+        seed=seed,
+        every_s=every_s,
+        for_s=for_s,
+        kinds=kinds,
+        callers=callers,
+        rate=rate,
+        watcher=watcher,
+    )
+    return chaos.run(history=history, judge_s=judge_s)
 
 
 class Chaos:
-    """The faults of one run; see `run_chaos`. `reads`: only the proof that the verdict can be bad changes them."""
+    """The faults of one run; see `run_chaos`."""
+
+    reads: Sequence[str] = STRONG
+    """What the callers ask for. Only the test that shows that a verdict can be bad changes it."""
 
     def __init__(
         self,
@@ -128,15 +140,21 @@ class Chaos:
         every_s: float,
         for_s: float,
         kinds: Sequence[str] = DEFAULT_KINDS,
+        callers: int = 8,
+        rate: float = 400.0,
         watcher: Watcher | None = None,
-        reads: Sequence[str] = STRONG,
     ) -> None:
+        if not 1 <= callers <= CALLERS_MAX:
+            raise InvalidInput(f"from 1 to {CALLERS_MAX} callers, not {callers}")
+        if not 0 < rate <= RATE_MAX:
+            raise InvalidInput(f"more than 0 and at most {RATE_MAX:,.0f} operations a second, not {rate:g}")
+        self._callers = callers
+        self._rate = rate
         self.cluster = cluster
         self.seed = seed
         self.for_s = for_s
         self.schedule = draw_schedule(seed, list(cluster.nodes), every_s=every_s, for_s=for_s, kinds=kinds)
         self._watcher: Watcher = watcher if watcher is not None else Silence()
-        self._reads = reads
         self._killed: list[str] = []
         self._paused: list[str] = []
         self._network_touched = False
@@ -144,18 +162,14 @@ class Chaos:
         self._done: list[Done] = []
 
     # -- the whole ----------------------------------------------------------------------------------------------------
-    def run(self, *, callers: int, rate: float, history: Path | None, judge_s: float) -> Outcome:
-        if not 1 <= callers <= CALLERS_MAX:
-            raise InvalidInput(f"from 1 to {CALLERS_MAX} callers, not {callers}")
-        if not 0 < rate <= RATE_MAX:
-            raise InvalidInput(f"more than 0 and at most {RATE_MAX:,.0f} operations a second, not {rate:g}")
+    def run(self, *, history: Path | None = None, judge_s: float = 60.0) -> Outcome:
         with self._alone():
             self._check_healthy()
             run_id = secrets.token_hex(4)
             path = history or Path(tempfile.gettempdir()) / f"zcluster-chaos-{self.cluster.name}-{run_id}.jsonl"
             with _open_history(path) as stream:
                 try:
-                    problems, seconds = self._record(stream, callers, rate, run_id)
+                    problems, seconds = self._record(stream, run_id)
                 except BaseException:
                     if history is None:
                         with suppress(OSError):
@@ -184,12 +198,18 @@ class Chaos:
                 f"take its majority away.{fix}"
             )
 
-    def _record(self, stream: TextIO, callers: int, rate: float, run_id: str) -> tuple[list[str], float]:
+    def _record(self, stream: TextIO, run_id: str) -> tuple[list[str], float]:
         """Faults and callers. Returns: what is wrong afterwards, and how long it took, in seconds."""
         self._remove_leftovers()
         recorder = Recorder(stream)
         workload = Workload(
-            self.cluster.connect, recorder, callers=callers, rate=rate, seed=self.seed, run_id=run_id, reads=self._reads
+            self.cluster.connect,
+            recorder,
+            callers=self._callers,
+            rate=self._rate,
+            seed=self.seed,
+            run_id=run_id,
+            reads=self.reads,
         )
         problems: list[str] = []
         try:

@@ -73,25 +73,32 @@ def chaos(
     seed = secrets.randbelow(1 << 31) if seed is None else seed
     kinds = parse_kinds(faults) if faults is not None else DEFAULT_KINDS
     watcher = _Watcher(app, span)
-    planned = Chaos(cluster, seed=seed, every_s=every, for_s=span, kinds=kinds, watcher=watcher)
+    planned = Chaos(
+        cluster, seed=seed, every_s=every, for_s=span, kinds=kinds, callers=callers, rate=rate, watcher=watcher
+    )
     if dry_run:
         for fault in planned.schedule:
             app.show(f"{fault.number:4d} {fault.at_s:8.1f}s  {fault} for {seconds_text(fault.lasts_s)}")
         app.emit({"cluster": cluster.name, "seed": seed, "schedule": [_fault_fields(f) for f in planned.schedule]})
         return
     app.say(
-        f"chaos on {cluster.name}: {len(cluster.nodes)} nodes · seed {seed} · a fault every {seconds_text(every)} for "
-        f"{seconds_text(span)} · {callers} callers, {rate:,.0f} operations/s"
+        f"chaos on {cluster.name}: {_count(len(cluster.nodes), 'node')} · seed {seed} · "
+        f"a fault every {seconds_text(every)} for {seconds_text(span)} · "
+        f"{_count(callers, 'caller')}, {rate:,.0f} operations/s"
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # a KeyboardInterrupt: what was begun is ended
-    outcome = planned.run(callers=callers, rate=rate, history=output, judge_s=timeout)
+    outcome = planned.run(history=output, judge_s=timeout)
     app.clear_transient()
     app.emit({"cluster": cluster.name, **outcome_fields(outcome)})
     for line in outcome_lines(outcome):
         app.show(line)
     code = {"linearizable": 0, "not_linearizable": WRONG, "undecided": UNDECIDED}[outcome.verdict.result]
     ctx.exit(code or (NOT_HEALTHY if outcome.problems else 0))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 class _Watcher:
@@ -128,7 +135,7 @@ def outcome_lines(outcome: Outcome) -> list[str]:
     counts = outcome.statuses
     lines = verdict_lines(outcome.verdict)
     lines += [
-        f"{len(outcome.done)} faults in {seconds_text(outcome.seconds)} · seed {outcome.seed} · "
+        f"{_count(len(outcome.done), 'fault')} in {seconds_text(outcome.seconds)} · seed {outcome.seed} · "
         f"{counts['ok']:,} ok, {counts['fail']:,} failed, {counts['unknown']:,} unknown · "
         f"longest without a write {outcome.longest_without_write_ms:,.0f} ms"
     ]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from zcluster.transport.faults import Rule
 from zcluster.transport.liveness import ProcessWatch
 from zcluster.transport.peers import Envelope
 from zcluster.types import ReplicaId
@@ -51,35 +48,3 @@ class DeathWatch:
         for _, watch in self._watched.values():
             watch.close()
         self._watched.clear()
-
-
-class RuledPeers:
-    """Watches the processes that rules for the network are about: such a rule ends with its process.
-
-    Not the same as `DeathWatch`: a rule may be about a peer that has never said anything here.
-    """
-
-    def __init__(self) -> None:
-        self._watches: dict[ReplicaId, ProcessWatch] = {}
-
-    def watch(self, rules: Iterable[Rule]) -> None:
-        """From now on watch these, and no others."""
-        self.close()
-        for rule in rules:
-            if rule.pid and rule.peer not in self._watches:
-                self._watches[rule.peer] = ProcessWatch(rule.pid, rule.start_ticks)
-
-    def descriptors(self) -> list[int]:
-        return [watch.fd for watch in self._watches.values() if watch.fd >= 0 and not watch.dead]
-
-    def gone(self) -> list[ReplicaId]:
-        """Peers whose process has exited; each is named once."""
-        gone = [peer for peer, watch in self._watches.items() if watch.check()]
-        for peer in gone:
-            self._watches.pop(peer).close()
-        return gone
-
-    def close(self) -> None:
-        for watch in self._watches.values():
-            watch.close()
-        self._watches.clear()

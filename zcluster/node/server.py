@@ -10,7 +10,6 @@ log, and one writes or receives a checkpoint; they report through an eventfd. So
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,10 @@ from zcluster.consensus.api import AnyMessage
 from zcluster.errors import Error, InvalidInput, NotLeader, StorageError
 from zcluster.machines.api import Machine
 from zcluster.node import status
-from zcluster.node.deaths import DeathWatch, RuledPeers
+from zcluster.node.deaths import DeathWatch
 from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
+from zcluster.node.network import OwnNetwork
 from zcluster.node.replica import Effects, Replica
 from zcluster.node.standin import StandIn
 from zcluster.storage.checkpoint import BackgroundCheckpoint, prune
@@ -35,7 +35,6 @@ from zcluster.storage.disk import Disk
 from zcluster.storage.recover import Store
 from zcluster.storage.writer import Writer
 from zcluster.transport.clients import ClientSocket
-from zcluster.transport.faults import FaultyNetwork, decode_order
 from zcluster.transport.peers import Envelope, PeerLinks
 from zcluster.transport.sockets import Security, serve_authentication
 from zcluster.transport.wakeup import Wakeup
@@ -88,9 +87,8 @@ class Server:
             decode=msgspec.msgpack.Decoder(AnyMessage).decode,
             security=security,
         )
-        self._faults: FaultyNetwork[AnyMessage] = FaultyNetwork(
-            self._peers.send, random.Random(f"{spec.cluster_id}.{me.sender}.{me.incarnation}.faults")
-        )
+        self._network: OwnNetwork[AnyMessage] = OwnNetwork(spec, me, self._peers.send)
+        self._faults = self._network.faults
         self._clients = ClientSocket(self._context, bind=spec.endpoint(node, CLIENT), security=security)
         self._senders = SnapshotSender(self._context, disk, store.checkpoints, security, severed=self._faults.severed)
         self._receiver = SnapshotReceiver(
@@ -105,7 +103,6 @@ class Server:
             severed=self._faults.severed,
         )
         self._deaths = DeathWatch()
-        self._ruled_peers = RuledPeers()
         self._started = monotonic()
         self.replica = make_replica(self._deaths.verify, self._started)
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
@@ -245,8 +242,7 @@ class Server:
             for lost, incarnation in self._deaths.newly_dead():
                 journal(self._node, f"replica {lost} (incarnation {incarnation}) has exited")
                 replica.peer_lost(lost, incarnation, now)
-            for gone in self._ruled_peers.gone():
-                self._faults.forget(gone, now)
+            self._network.forget_dead(now)
         installed = self._receiver.installed()
         if installed is not None:
             meta = installed.message.meta
@@ -301,19 +297,10 @@ class Server:
             self._clients.send(client, head, body)
 
     def _order_faults(self, client: bytes, request: int, body: bytes, now: Nanoseconds) -> None:
-        """Do to our own network what somebody asks for, and say which rules are in force."""
-        try:
-            order = decode_order(body)
-        except wire.DecodeError as error:
-            refusal = self._encode([wire.E_BAD_REQUEST, f"not an order for the network: {error}"])
-            self._clients.send(client, wire.pack_head(wire.FAILED, request), refusal)
-            return
-        self._faults.obey(order, now)
-        self._ruled_peers.watch(self._faults.rules.all)
-        self._poller_stale = self._death_seen = True  # one of them may be dead already
-        rules = status.describe_faults(self._spec, self._faults.rules.all, now)
-        journal(self._node, f"faults of the network: {'; '.join(map(str, rules)) or 'none'}")
-        self._clients.send(client, wire.pack_head(wire.RESULT, request), self._encode(rules))
+        answer, content = self._network.order(body, now)
+        self._poller_stale = True
+        journal(self._node, f"faults of the network: {content or 'none'}")
+        self._clients.send(client, wire.pack_head(answer, request), self._encode(content))
 
     def _prune(self) -> Index:
         """In the log's helper thread: let old checkpoints go. Returns the first index that the log must keep."""
@@ -336,7 +323,7 @@ class Server:
     def _update_poller(self) -> None:
         """Poll exactly the descriptors that matter now."""
         wanted: set[Any] = {self._peers.inbound, self._clients.socket, self._receiver.socket, self._wakeup.fd}
-        self._death_fds = self._deaths.descriptors() + self._ruled_peers.descriptors()
+        self._death_fds = self._deaths.descriptors() + self._network.descriptors()
         wanted.update(self._death_fds)
         wanted.update(self._senders.sockets())
         if wanted != self._watched:
@@ -458,7 +445,7 @@ class Server:
         self._peers.close()
         self._clients.close()
         self._deaths.close()
-        self._ruled_peers.close()
+        self._network.close()
         if self._authentication is not None:
             self._authentication.stop()  # type: ignore[attr-defined]
         self._context.destroy(linger=0)
@@ -481,12 +468,10 @@ class Server:
                 "client_dropped": self._clients.dropped,
                 "client_unsent": self._clients.unsent,
                 "snapshot_dropped": self._receiver.dropped,
-                "faults_lost": self._faults.lost,
-                "faults_delayed": self._faults.delayed,
-                "faults_doubled": self._faults.doubled,
+                **self._network.counters(),
             },
             damage=str(damage) if damage is not None else None,
-            faults=status.describe_faults(self._spec, self._faults.rules.all, now),
+            faults=self._network.describe(now),
         )
 
 

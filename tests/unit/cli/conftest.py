@@ -162,6 +162,26 @@ class FakeCluster:
     def resume(self, selector: str) -> list[str]:
         return self._record("resume", selector)
 
+    def partition(self, *sides: str, **options: Any) -> dict[str, Any]:
+        return self._cut("partition", sides, options)
+
+    def isolate(self, selector: Any, **options: Any) -> dict[str, Any]:
+        return self._cut("isolate", selector, options)
+
+    def _cut(self, verb: str, named: Any, options: dict[str, Any]) -> dict[str, Any]:
+        self._record(verb, ",".join(named), options)
+        return {"cuts": [["n1", "n2"], ["n2", "n1"]], "untold": ["n2"], "down": ["n3"], "seconds": options["seconds"]}
+
+    def slow(self, selector: str, ms: float, *, seconds: float | None) -> dict[str, Any]:
+        return {"nodes": self._record("slow", selector, ms, seconds), "delay_ms": ms, "seconds": seconds}
+
+    def flaky(self, selector: str, loss: float, *, duplicate: float, seconds: float | None) -> dict[str, Any]:
+        nodes = self._record("flaky", selector, loss, duplicate, seconds)
+        return {"nodes": nodes, "loss": loss, "duplicate": duplicate, "seconds": seconds}
+
+    def heal(self) -> dict[str, Any]:
+        return {"healed": self._record("heal", "all")}
+
     def stop(self, selector: str, *, timeout: float) -> list[str]:
         return self._record("stop", selector, timeout)
 
