@@ -20,9 +20,9 @@ from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.machines.kv import KvStore
 from zcluster.machines.mux import ClusterMachine
-from zcluster.sim.faults import GROUPS
 from zcluster.sim.many import run_many, seeds_from
 from zcluster.sim.run import Case, Outcome, Run, run_case
+from zcluster.sim.schedule import GROUPS
 from zcluster.sim.shrink import shrink
 
 NEEDS_MANY_SEEDS = (Disloyal, BoastfulFollower)

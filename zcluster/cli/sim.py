@@ -52,9 +52,9 @@ def sim(
     """
     import os
 
-    from zcluster.sim.faults import parse_groups
     from zcluster.sim.many import run_many, seeds_from
     from zcluster.sim.run import Case
+    from zcluster.sim.schedule import parse_groups
 
     case = Case(seed=1 if seed is None else seed, nodes=nodes or 0, groups=parse_groups(faults), only=_positions(only))
     number = seeds if seeds is not None else None if span is not None else SEEDS if seed is None else 1
