@@ -9,6 +9,7 @@ Every version of every key is kept with its index, so that one can ask afterward
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from zcluster.types import Index
 _MAP: Final = range(0x80, 0x90)  # first byte of a small MessagePack map: a refusal
 
 
-class FrameModel:
+class FrameModel(ABC):
     """Exactly-once: each frame takes effect at its first place in the log, whole, and its answer stays the same.
     What its operations mean is said by `run`."""
 
@@ -49,9 +50,9 @@ class FrameModel:
         if self._sessions.setdefault(session, nonce) != nonce:
             raise Violation("exactly-once", f"session {session} was given to two clients")
 
+    @abstractmethod
     def run(self, index: Index, ops: list[Any], answers: list[Any]) -> None:
         """Execute a frame. Raises: Violation where an answer is wrong."""
-        raise NotImplementedError
 
 
 class Execution(NamedTuple):
