@@ -11,10 +11,10 @@ from tests.sim.mutants import MEMBERSHIP_MUTANTS, KeepsTruncatedChange
 from zcluster.consensus.raft import Raft
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.configurations import LogOfMembers, check_successor, has_majority
-from zcluster.sim.faults import CRASH, DISK, MEMBERSHIP, NETWORK, PAUSE
 from zcluster.sim.many import run_many, seeds_from
 from zcluster.sim.reference import KeyValueModel
 from zcluster.sim.run import Case, Run, run_case
+from zcluster.sim.schedule import CRASH, DISK, MEMBERSHIP, NETWORK, PAUSE
 from zcluster.sim.world import START, Violation, World
 from zcluster.storage.recover import RecoveredStore
 from zcluster.types import KIND_CONFIG, MS, Configuration, Entry, WriteBatch

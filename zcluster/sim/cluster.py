@@ -18,7 +18,7 @@ import msgspec
 
 from zcluster import wire
 from zcluster.config import FORMAT
-from zcluster.consensus.api import AnyMessage, InstallSnapshot
+from zcluster.consensus.api import AnyMessage
 from zcluster.consensus.core import Core
 from zcluster.errors import Corrupt, StorageError, WrongCluster
 from zcluster.node import start, transfer
@@ -27,15 +27,15 @@ from zcluster.sim.checkers import Checkers, WatchedMachine
 from zcluster.sim.disk import Crashed, SimulatedDisk
 from zcluster.sim.network import CLIENTS, Network
 from zcluster.sim.process import Capture, Life, Node, Options, Received, Request
+from zcluster.sim.shipping import ASLEEP, Shipping
 from zcluster.sim.world import Violation, World
 from zcluster.storage.checkpoint import CheckpointWriter, prune
 from zcluster.storage.recover import Store, open_store
 from zcluster.storage.writer import InlineWriter
-from zcluster.types import MS, NEVER, Identity, Nanoseconds, ReplicaId, SnapshotMeta
+from zcluster.types import MS, NEVER, Identity, Nanoseconds, ReplicaId
 
 WALL_MS: Final = 1_700_000_000_000
 OPERATOR: Final = b""  # asks beside the network
-ASLEEP: Final[Nanoseconds] = 10 * MS  # a paused process is looked at again after so long
 
 _decode = msgspec.msgpack.Decoder(AnyMessage).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -57,6 +57,7 @@ class Cluster:
         self._checkers = checkers
         self._random = world.random("cluster")
         self._exited: dict[tuple[ReplicaId, int], None] = {}
+        self._shipping = Shipping(world, network, self.nodes, options, self, self._random)
         for spec in self.spec.nodes:
             disk = SimulatedDisk(world.random(f"disk {spec.name}"), options.sector)
             self.nodes[spec.replica_id] = node = Node(spec.replica_id, spec.name, disk)
@@ -81,7 +82,7 @@ class Cluster:
         assert isinstance(core, Core)
         return core
 
-    def _now(self, node: Node) -> Nanoseconds:
+    def local_time(self, node: Node) -> Nanoseconds:
         """By the node's own clock."""
         now = self._world.now
         return now + now * node.drift // 1_000_000_000 if node.drift else now
@@ -124,7 +125,7 @@ class Cluster:
         node.idle_since = NEVER
         self._world.trace.add(self._world.now, replica, "start")
         self.on_up(replica)
-        self._guard(life, self._turn, life)
+        self.guard(life, self._turn, life)
 
     def _begin(self, node: Node) -> Life:
         options, disk = self.options, node.disk
@@ -149,7 +150,7 @@ class Cluster:
             machine,
             incarnation,
             verify_death,
-            self._now(node),
+            self.local_time(node),
             settings=options.core,
             core_class=options.core_class,
         )
@@ -242,7 +243,7 @@ class Cluster:
         life = self.nodes[replica].life
         if life is not None:
             life.requests.append((OPERATOR, kind, request, body))
-            self._poke(life)
+            self.poke(life)
 
     def pause(self, replica: ReplicaId) -> None:
         node = self.nodes[replica]
@@ -255,15 +256,15 @@ class Cluster:
         node.paused = False
         if node.life is not None:
             node.idle_since = NEVER
-            self._poke(node.life)
+            self.poke(node.life)
 
     def _notice(self, life: Life, replica: ReplicaId, incarnation: int) -> None:
         if life.node.life is life and life.watched.get(replica) == incarnation:
             self._world.trace.add(self._world.now, life.node.id, "exit notice")
             life.lost.append((replica, incarnation))
-            self._poke(life)
+            self.poke(life)
 
-    def _guard(self, life: Life, action: Callable[..., None], *arguments: Any) -> None:
+    def guard(self, life: Life, action: Callable[..., None], *arguments: Any) -> None:
         """Run a part of a process; it may end in it."""
         try:
             action(*arguments)
@@ -282,26 +283,31 @@ class Cluster:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
-    def _poke(self, life: Life) -> None:
+    def poke(self, life: Life) -> None:
         """Something has arrived: take a turn, now or when the last one is over."""
         if life.turn_pending or life.node.paused:
             return
         if self._world.now >= life.free_at:
-            self._guard(life, self._turn, life)
+            self.guard(life, self._turn, life)
         else:
             life.turn_pending = True
             self._world.at(life.free_at, self._late_turn, life)
 
+    def poke_later(self, life: Life) -> None:
+        """The same, in the middle of a turn."""
+        life.turn_pending = True
+        self._world.at(self._world.now + self.options.service, self._late_turn, life)
+
     def _late_turn(self, life: Life) -> None:
         life.turn_pending = False
         if life.node.life is life and not life.node.paused:
-            self._guard(life, self._turn, life)
+            self.guard(life, self._turn, life)
 
     def _turn(self, life: Life) -> None:
         node, replica = life.node, life.replica
         if life.pieces:
-            self._take_pieces(life)
-        now = self._now(node)
+            self._shipping.take_pieces(life)
+        now = self.local_time(node)
         self._feed(life, replica, now)
         wall_ms = WALL_MS + self._world.now // MS + node.wall_offset_ms
         self._carry_out(life, replica.turn(now, wall_ms), now)
@@ -369,7 +375,7 @@ class Cluster:
             for client in life.clients:
                 self.on_reply(client, me, head, body)
         for to, meta in out.snapshot_sends:
-            self._send_checkpoint(life, to, meta, now)
+            self._shipping.send(life, to, meta, now)
         if out.compacted is not None:
             oldest = prune(life.node.disk, life.store.checkpoints, keep=2)
             life.writer.trim(oldest + 1)
@@ -403,8 +409,8 @@ class Cluster:
         life.wake_at = NEVER
         if life.node.paused:
             return
-        if self._now(life.node) >= life.replica.next_deadline():
-            self._poke(life)
+        if self.local_time(life.node) >= life.replica.next_deadline():
+            self.poke(life)
         else:
             self._schedule_wake(life)
 
@@ -415,7 +421,7 @@ class Cluster:
         if life is not None:
             self._world.trace.add(self._world.now, to, "message", received[2])
             life.received.append(received)
-            self._poke(life)
+            self.poke(life)
 
     def client_arrived(self, to: ReplicaId, request: Request) -> None:
         life = self.nodes[to].life
@@ -423,7 +429,7 @@ class Cluster:
             self._world.trace.add(self._world.now, to, "request", request[3])
             life.clients[request[0]] = None
             life.requests.append(request)
-            self._poke(life)
+            self.poke(life)
 
     # -- the disk -----------------------------------------------------------------------------------------------------
 
@@ -446,10 +452,10 @@ class Cluster:
             self._schedule_disk(life)
             return
         self._world.trace.add(self._world.now, life.node.id, "disk")
-        self._guard(life, life.writer.pump)
+        self.guard(life, life.writer.pump)
         if life.node.life is not life:
             return
-        self._poke(life)
+        self.poke(life)
         if life.node.life is life:
             due = life.writer.sync_deadline()
             if due != NEVER and life.disk_due == NEVER:
@@ -462,7 +468,7 @@ class Cluster:
         if life.node.paused:
             self._world.after(ASLEEP, self._capture_step, life, capture)
         else:
-            self._guard(life, self._write_checkpoint, life, capture)
+            self.guard(life, self._write_checkpoint, life, capture)
 
     def _write_checkpoint(self, life: Life, capture: Capture) -> None:
         """One slice of a checkpoint; failures of the disk cost the checkpoint only."""
@@ -491,112 +497,7 @@ class Cluster:
         life.capture = None
         self._world.trace.add(self._world.now, life.node.id, "checkpoint")
         life.checkpoints.append((capture.meta, error, capture.size_bytes))
-        self._poke(life)
-
-    # -- checkpoints on their way -------------------------------------------------------------------------------------
-
-    def _send_checkpoint(self, life: Life, to: ReplicaId, meta: SnapshotMeta, now: Nanoseconds) -> None:
-        former = life.sending.pop(to, None)
-        if former is not None:
-            former.close()
-        outgoing = transfer.open_outgoing(
-            life.node.disk, life.store.checkpoints, meta, self.core(life).term, now, self.options.chunk_bytes
-        )
-        if outgoing is None:
-            life.statuses.append((to, False))
-            life.turn_pending = True
-            self._world.at(self._world.now + self.options.service, self._late_turn, life)
-            return
-        life.sending[to] = outgoing
-        self._push(life, to, outgoing)
-        self._world.after(transfer.SILENCE_MAX + MS, self._check_silence, life, to, outgoing)
-
-    def _push(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing) -> None:
-        try:
-            while (following := outgoing.next_piece()) is not None:
-                piece, data = following
-                self._network.stream(life.node.id, to, self._piece_arrived, life, to, piece, data, outgoing)
-                outgoing.sent(len(data))
-        except StorageError:
-            self._end_sending(life, to, outgoing, False)
-
-    def _end_sending(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, ok: bool) -> None:
-        if life.sending.get(to) is outgoing:
-            del life.sending[to]
-            outgoing.close()
-            life.statuses.append((to, ok))
-
-    def _check_silence(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing) -> None:
-        if life.node.life is not life or life.sending.get(to) is not outgoing:
-            return
-        if outgoing.is_silent(self._now(life.node)):
-            self._end_sending(life, to, outgoing, False)
-            self._poke(life)
-        else:
-            self._world.after(transfer.SILENCE_MAX // 4, self._check_silence, life, to, outgoing)
-
-    def _piece_arrived(
-        self, sender: Life, to: ReplicaId, piece: transfer.Piece, data: bytes, outgoing: transfer.Outgoing
-    ) -> None:
-        life = self.nodes[to].life
-        if life is not None:
-            self._world.trace.add(self._world.now, to, "piece", data)
-            life.pieces.append(((sender, outgoing), sender.node.id, sender.incarnation, piece, data))
-            self._poke(life)
-
-    def _take_pieces(self, life: Life) -> None:
-        pieces, life.pieces = life.pieces, []
-        incoming = life.incoming
-        assert incoming is not None
-        for source, sender, incarnation, piece, data in pieces:
-            verdict = incoming.take(source, sender, incarnation, piece, data)
-            if verdict is not None:
-                self._answer(life, source, piece, incoming.offset, verdict)
-            elif life.installing is None:
-                life.installing = (source, sender, incarnation, piece)
-                self._world.after(self._random.randrange(MS, 5 * MS), self._finish_install, life)
-
-    def _answer(self, life: Life, source: Any, piece: transfer.Piece, offset: int, verdict: int) -> None:
-        sender, outgoing = source
-        answer = transfer.answer(piece, offset, verdict)
-        self._network.stream(life.node.id, sender.node.id, self._answer_arrived, sender, life.node.id, outgoing, answer)
-
-    def _answer_arrived(self, life: Life, to: ReplicaId, outgoing: transfer.Outgoing, answer: transfer.Answer) -> None:
-        if life.node.life is not life or life.sending.get(to) is not outgoing:
-            return
-        if life.node.paused:
-            self._world.after(ASLEEP, self._answer_arrived, life, to, outgoing, answer)
-            return
-        self._world.trace.add(self._world.now, life.node.id, "answer")
-        verdict = outgoing.answered(answer, self._now(life.node))
-        if verdict is None:
-            self._guard(life, self._push, life, to, outgoing)
-        else:
-            self._end_sending(life, to, outgoing, verdict)
-        if life.node.life is life and life.statuses:
-            self._poke(life)
-
-    def _finish_install(self, life: Life) -> None:
-        if life.node.life is not life:
-            return
-        if life.node.paused:
-            self._world.after(ASLEEP, self._finish_install, life)
-        else:
-            self._guard(life, self._install, life)
-
-    def _install(self, life: Life) -> None:
-        assert life.installing is not None and life.incoming is not None
-        source, sender, incarnation, piece = life.installing
-        life.installing = None
-        machine = life.incoming.finish()
-        life.incoming.finished()
-        verdict = transfer.REFUSED if machine is None else transfer.DONE
-        self._answer(life, source, piece, life.incoming.offset, verdict)
-        self._world.trace.add(self._world.now, life.node.id, "installed" if machine is not None else "not a checkpoint")
-        if machine is not None:
-            message = InstallSnapshot(piece.term, piece.meta)
-            life.installed = transfer.Installed(sender, incarnation, message, machine)
-            self._poke(life)
+        self.poke(life)
 
 
 def client_endpoint(client: bytes) -> int:

@@ -62,6 +62,11 @@ class Network:
             if not self._cut[pair]:
                 del self._cut[pair]
 
+    def mend(self, node: int) -> None:
+        """Neither slow nor flaky any more."""
+        self.slow_nodes.pop(node, None)
+        self.flaky_nodes.pop(node, None)
+
     def heal_all(self) -> None:
         self.loss = self.duplication = self.slow = 0.0
         self.latency = LATENCY

@@ -20,7 +20,8 @@ from zcluster.consensus import ballots, invariants
 from zcluster.consensus.api import Accepted, AnyMessage, Prepare, Promised
 from zcluster.consensus.core import Core
 from zcluster.consensus.slots import Slots
-from zcluster.sim.checkers import Checkers, Shadow
+from zcluster.sim.checkers import Checkers
+from zcluster.sim.shadow import Shadow
 from zcluster.sim.world import Violation
 from zcluster.storage.recover import RecoveredStore
 from zcluster.types import Configuration, Entry, Index, ReplicaId, SnapshotMeta, Term, WriteBatch

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import msgspec
 
-from zcluster.sim.faults import GROUPS
 from zcluster.sim.many import Report, run_many, seeds_from
 from zcluster.sim.own import Workload
 from zcluster.sim.run import Case, Outcome, run_case
+from zcluster.sim.schedule import GROUPS
 from zcluster.sim.shrink import RUNS_MAX, shrink
 
 EVENTS_SHOWN = 12

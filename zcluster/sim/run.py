@@ -30,7 +30,7 @@ from zcluster.node.start import new_machine
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.clients import SimulatedClient, Work
 from zcluster.sim.cluster import OPERATOR, Cluster, client_endpoint
-from zcluster.sim.faults import CLOCK, DISK, GROUPS, MEMBERSHIP, NETWORK, Fault, Faults, draw_schedule
+from zcluster.sim.faults import Faults
 from zcluster.sim.load import KeyValueWork, Load
 from zcluster.sim.network import Network
 from zcluster.sim.operator import Operator
@@ -39,6 +39,7 @@ from zcluster.sim.paxos_checkers import PaxosCheckers
 from zcluster.sim.process import Options
 from zcluster.sim.promises import Call, Promises, Record
 from zcluster.sim.reference import FrameModel, KeyValueModel
+from zcluster.sim.schedule import CLOCK, DISK, GROUPS, MEMBERSHIP, NETWORK, Fault, draw_schedule
 from zcluster.sim.world import START, Violation, World
 from zcluster.types import MS, PAXOS, RAFT, Nanoseconds
 
