@@ -26,6 +26,13 @@ from zcluster.launch.named import down, up
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def private_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Histories of runs that were killed stay: here."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
 @pytest.fixture
 def named() -> Iterator[Cluster]:
     cluster, _ = up("default", {"workers": 0})
@@ -70,7 +77,6 @@ def test_reads_that_are_not_linearizable_are_found_and_the_history_is_kept(
     assert found["verdict"]["window"]["stuck"]
     history = Path(found["history"])
     assert call("check", str(history))[0] == 8
-    history.unlink()
 
 
 def test_a_kill_of_all_nodes_loses_nothing(named: Cluster) -> None:
