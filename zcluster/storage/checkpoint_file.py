@@ -7,7 +7,8 @@
     footer  | "F" | chunks u32 | bytes u64 | crc u32 |      nothing may follow
 
 All checksums are one running crc32: each covers everything before it, so a missing, repeated or foreign block is as
-visible as a flipped bit. Little endian. No length is believed before it was compared with the size of the file.
+visible as a flipped bit. Little endian. No length is believed before it was compared with the size of the file, and no
+format before the header's checksum, which is and covers the same in every format: a flipped bit is no newer version.
 """
 
 from __future__ import annotations
@@ -173,11 +174,6 @@ class CheckpointReader:
         magic, format_, _, length, expected = HEADER.unpack(fixed)
         if magic != MAGIC:
             raise self._corrupt(0, "not a checkpoint")
-        if format_ > CHECKPOINT_FORMAT:
-            raise FormatTooNew(
-                f"{self.path}: checkpoint format {format_}, but this zcluster knows only up to {CHECKPOINT_FORMAT}; "
-                "start it with the version that wrote it"
-            )
         if length > HEADER_BYTES_MAX:
             raise self._corrupt(0, f"a header of {length} bytes")
         head = self._exactly(HEADER.size, length)
@@ -185,6 +181,11 @@ class CheckpointReader:
         self._crc = zlib.crc32(head, zlib.crc32(fixed[:-4]))
         if self._crc != expected:
             raise self._corrupt(0, "the checksum of the header does not match")
+        if format_ > CHECKPOINT_FORMAT:
+            raise FormatTooNew(
+                f"{self.path}: checkpoint format {format_}, but this zcluster knows only up to {CHECKPOINT_FORMAT}; "
+                "start it with the version that wrote it"
+            )
         try:
             decoded = msgspec.msgpack.decode(head, type=Head)
         except wire.DecodeError as error:

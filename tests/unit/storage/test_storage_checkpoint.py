@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -107,7 +108,7 @@ def test_every_flipped_bit_and_every_missing_byte_is_noticed() -> None:
     path = only(disk).path
     for offset in range(only(disk).size):
         disk.flip(path, offset, offset % 8)
-        with pytest.raises((Corrupt, FormatTooNew)):
+        with pytest.raises(Corrupt):  # also in the format's number: no newer version, which a start would stop at
             verify(disk, path)
         disk.flip(path, offset, offset % 8)
     data = disk.read(path)
@@ -132,7 +133,7 @@ def test_garbage_is_corrupt_and_never_a_memory_error(data: st.DataObject) -> Non
     patch = data.draw(st.one_of(st.binary(min_size=1, max_size=30), st.just(b"\xff" * 30)))
     disk.overwrite(path, begin, patch)
     if disk.read(path) != good:
-        with pytest.raises((Corrupt, FormatTooNew)):
+        with pytest.raises(Corrupt):
             verify(disk, path)
 
 
@@ -142,7 +143,11 @@ def test_another_cluster_and_a_newer_format_are_told_apart() -> None:
     path = only(disk).path
     with pytest.raises(WrongCluster, match="expected other"):
         verify(disk, path, "other")
-    disk.overwrite(path, 8, (2).to_bytes(2, "little"))
+    data = bytearray(disk.read(path))
+    data[8:10] = (2).to_bytes(2, "little")
+    end = 20 + int.from_bytes(data[12:16], "little")
+    data[16:20] = zlib.crc32(bytes(data[20:end]), zlib.crc32(bytes(data[:16]))).to_bytes(4, "little")
+    disk.overwrite(path, 0, bytes(data))
     with pytest.raises(FormatTooNew, match="checkpoint format 2"):
         verify(disk, path)
 
