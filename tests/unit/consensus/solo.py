@@ -57,9 +57,8 @@ class Solo:
             entries=log,
             **flags,
         )
-        self.core = self.core_class(
-            replica_id, incarnation, settings or Settings(), recovered, random.Random(seed), self.now
-        )
+        rng = random.Random(seed)
+        self.core = self.core_class(replica_id, incarnation, settings or Settings(), recovered, rng, self.now)
         self.auto = auto
         self.sent: list[tuple[int, AnyMessage]] = []
         self.kept: list[tuple[int, int, AnyMessage]] = []

@@ -1,5 +1,5 @@
-"""All interleavings of a small model: three acceptors, two proposers, two or three ballots; messages are lost, doubled and
-reordered in every way (what was sent may be delivered at any later time, any number of times, or never)."""
+"""All interleavings of a small model: three acceptors, two proposers, two or three ballots. Messages are lost, doubled
+and reordered in every way: what was sent may be delivered at any later time, any number of times, or never."""
 
 from __future__ import annotations
 
