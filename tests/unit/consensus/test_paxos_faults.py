@@ -10,7 +10,7 @@ from tests.unit.consensus import test_raft_faults as raft
 from tests.unit.consensus.paxos_network import paxos_network
 from zcluster.consensus import ballots
 
-SEEDS = range(40)
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= 12 else []) for seed in range(60)]
 
 
 class Faults(raft.Faults):
