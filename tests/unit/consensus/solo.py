@@ -32,6 +32,9 @@ def entries(first: int, *terms: int, data: bytes = b"x") -> tuple[Entry, ...]:
 class Solo:
     """A core and what it said. `auto`: writes are durable at once, and what waited for them is sent."""
 
+    core_class: Any = Raft
+    core: Any
+
     def __init__(
         self,
         replica_id: int = 1,
@@ -54,7 +57,8 @@ class Solo:
             entries=log,
             **flags,
         )
-        self.core = Raft(replica_id, incarnation, settings or Settings(), recovered, random.Random(seed), self.now)
+        rng = random.Random(seed)
+        self.core = self.core_class(replica_id, incarnation, settings or Settings(), recovered, rng, self.now)
         self.auto = auto
         self.sent: list[tuple[int, AnyMessage]] = []
         self.kept: list[tuple[int, int, AnyMessage]] = []
