@@ -15,8 +15,9 @@ import pytest
 from tests.sim.test_histories import complaint
 from zcluster import wire
 from zcluster.config import ClusterSpec
-from zcluster.sim.clients import Load, SimulatedClient
+from zcluster.sim.clients import SimulatedClient
 from zcluster.sim.cluster import Options
+from zcluster.sim.load import Ask, Load
 from zcluster.sim.network import partition
 from zcluster.sim.promises import Call
 from zcluster.sim.run import Case, Run
@@ -103,7 +104,7 @@ class World(Run):
     def wait(self, *calls: Call, within_ms: int = 10_000) -> None:
         """Until these have succeeded."""
         done = self.world.run_until(self.world.now + within_ms * MS, lambda: all(succeeded(call) for call in calls))
-        assert done or all(succeeded(call) for call in calls), [call.record for call in calls]
+        assert done or all(succeeded(call) for call in calls), [call.records for call in calls]
 
     def leader(self) -> int:
         self.world.run_until(self.world.now + 10_000 * MS, lambda: self.cluster.leader() != 0)
@@ -119,15 +120,15 @@ class World(Run):
 
 
 def succeeded(call: Call) -> bool:
-    return call.record["status"] == "ok"
+    return call.status == "ok"
 
 
 def put(client: SimulatedClient, key: str, value: bytes) -> Call:
-    return client.ask((wire.OP_PUT, key, value), caller=-1, patient=True)
+    return client.ask(Ask(((wire.OP_PUT, key, value),)), caller=-1, patient=True)
 
 
 def get(client: SimulatedClient, key: str) -> Call:
-    return client.ask((wire.OP_GET, key), caller=-1, patient=True)
+    return client.ask(Ask(((wire.OP_GET, key),), only_reads=True), caller=-1, patient=True)
 
 
 # -- one table for most -----------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def test_speed(snapshots: bool) -> None:
     world.wait(put(client, "k", b"first;"))
     began = world.world.now
     for number in range(200):
-        world.wait(client.ask((wire.OP_APPEND, "k", b"%d;" % number), caller=-1, patient=True))
+        world.wait(client.ask(Ask(((wire.OP_APPEND, "k", b"%d;" % number),)), caller=-1, patient=True))
     mean_ms = (world.world.now - began) / MS / 200
     assert mean_ms < 33 / 2, f"{mean_ms:.1f} ms an operation"
     world.finish()
@@ -246,13 +247,13 @@ def test_progress_in_majority_none_in_minority_completion_after_heal(leads: str)
     assert not any(succeeded(call) for call in stuck), "a minority has answered"
     read = get(first, "1")
     world.wait(read)
-    assert read.record["output"] == "14"
+    assert read.records[0]["output"] == "14"
     world.wait(put(first, "1", b"16"))
     world.network.heal(PARTITION)
     world.wait(*stuck)
     last = get(first, "1")
     world.wait(last)
-    assert last.record["output"] == "15"
+    assert last.records[0]["output"] == "15"
     world.finish()
 
 
@@ -277,7 +278,7 @@ def test_install_snapshot_rpc() -> None:
     for key, value in (("a", "A"), ("b", "B"), ("k9", "79")):
         read = get(client, key)
         world.wait(read, within_ms=20_000)
-        assert read.record["output"] == value
+        assert read.records[0]["output"] == value
     world.finish()
 
 

@@ -93,6 +93,10 @@ class PlainMachine:
         """See Machine.maintain."""
         return False
 
+    def take_mark(self) -> bool:
+        """See Machine.take_mark; there are none."""
+        return False
+
     def state_hash(self) -> str:
         """See Machine.state_hash."""
         digest = hashlib.blake2b(encode((self._sessions.now_ms, self._plain.dump())), digest_size=16)
@@ -146,3 +150,11 @@ class PlainSnapshot:
         for rows in session_rows(self._sessions):
             yield encode(rows)
         yield encode(None)
+
+    def digest(self) -> Iterator[str | None]:
+        """See Snapshot.digest."""
+        digest = hashlib.blake2b(digest_size=16)
+        for chunk in self.chunks():
+            digest.update(chunk)
+            yield None
+        yield digest.hexdigest()

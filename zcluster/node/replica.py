@@ -459,7 +459,9 @@ class Replica:
         except wire.DecodeError as error:
             self._fail(client, request, f"not a request for a checkpoint: {error}")
             return
-        if not self._checkpoints.ask((client, request), covering):
+        if self.core.is_leader and covering > self.core.status().last_index:
+            self._fail(client, request, f"there is no entry {covering} that a checkpoint could cover")
+        elif not self._checkpoints.ask((client, request), covering):
             self._reply(client, wire.BUSY, request, wire.encode(["too many wait for a checkpoint"]))
 
     def _take_verify(self, client: Client, request: int, body: bytes) -> None:
