@@ -113,15 +113,17 @@ class Reconciler:
             raise NoQuorum(_too_few(spec, node, command))
         what = f"wipe {node}"
         self._refuse_another(what)
-        if node not in self.fleet.wishes.down:  # its replica refuses to start: it is not to be tried again meanwhile
-            self.fleet.want_down([node], "wiped")
 
         def begin() -> None:
-            if self.fleet.spec.node(node) == old:
+            if old in self.fleet.spec.nodes:
                 self._save(membership.after(self.fleet.spec, Enter(node, LEAVING)))
+                if node not in self.fleet.wishes.down:  # its replica refuses to start: it is not to be tried again
+                    self.fleet.want_down([node], "wiped")
 
         def done() -> bool:
-            return any(n.name == node and n.replica_id != old.replica_id for n in self.fleet.spec.nodes)
+            now = self.fleet.spec
+            replaced = any(n.name == node for n in now.nodes) or membership.number(old) > now.settings.nodes
+            return replaced and all(n.replica_id != old.replica_id for n in now.nodes)
 
         self._wait_for(client, what, begin, done, timeout_s)
 
