@@ -13,7 +13,8 @@ from zcluster.cli.main import verb
 
 if TYPE_CHECKING:
     from zcluster.sim.history import Operation
-    from zcluster.sim.verdict import Verdict, Window
+    from zcluster.sim.verdict import Verdict
+    from zcluster.sim.window import Window
 
 WRONG: Final = 8
 UNDECIDED: Final = 7
@@ -92,7 +93,7 @@ def _window_fields(window: Window) -> dict[str, Any]:
     import json
 
     from zcluster.sim.history import encode_operation
-    from zcluster.sim.verdict import needs
+    from zcluster.sim.wording import needs
 
     def encoded(operation: Operation) -> dict[str, Any]:
         return {"line": operation.line, **json.loads(encode_operation(operation))}
@@ -143,7 +144,8 @@ def _names(keys: list[str], most: int = 8) -> str:
 def window_lines(window: Window) -> list[str]:
     """The window as a table, the longest order that works, and why there is no longer one."""
     from zcluster.cli.table import plain_table
-    from zcluster.sim.verdict import describe, explanation, span_text
+    from zcluster.sim.window import explanation
+    from zcluster.sim.wording import describe, span_text
 
     count = len(window.operations)
     lines = [

@@ -12,7 +12,8 @@ from html import escape
 from typing import Final, NamedTuple
 
 from zcluster.sim.history import Operation
-from zcluster.sim.verdict import Window, describe, explanation, span_text
+from zcluster.sim.window import Window, explanation
+from zcluster.sim.wording import describe, span_text
 
 CHARACTER: Final = 7.3
 """Width of a character of the labels' font, px."""

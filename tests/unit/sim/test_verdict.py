@@ -12,7 +12,9 @@ from tests.unit.sim.histories import brute_force, is_proof, run_clients
 from tests.unit.sim.test_linearize import BAD, GOOD, cas, get, put
 from zcluster.sim.draw import draw_window
 from zcluster.sim.history import Operation
-from zcluster.sim.verdict import Window, check_history, describe, explanation
+from zcluster.sim.verdict import check_history
+from zcluster.sim.window import Window, explanation
+from zcluster.sim.wording import describe
 
 
 def numbered(history: list[Operation]) -> list[Operation]:
