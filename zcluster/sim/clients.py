@@ -87,8 +87,8 @@ class SimulatedClient:
             self.ask(self.work.choose(), caller)
 
     def ask(self, ask: Ask, caller: int = 0, *, patient: bool = False, like: Call | None = None) -> Call:
-        """Begin one call. `patient`: with the longest timeout, and reads linearizable; `like`: with the consistency of
-        that one."""
+        """Begin one call. `caller`: asks on when it is answered; one below 0 does not. `patient`: with the longest
+        timeout, and reads linearizable; `like`: with the consistency of that one."""
         draw, load, now = self._random, self._load, self._world.now
         low, high = load.timeout
         deadline = now + (high if patient else low + draw.randrange(high - low + 1))
@@ -122,7 +122,7 @@ class SimulatedClient:
     def _take_result(self, call: Call, caller: int, value: Any) -> None:
         self.busy -= 1
         self._judge.returned(call, value)
-        if self.stopped:
+        if self.stopped or caller < 0:
             return
         following = self.work.following(call, value)
         if following is not None:
