@@ -165,3 +165,11 @@ def test_advice_can_be_pasted_where_zcluster_is_not_on_the_path(
     cluster.found = DEGRADED
     assert run("status").stdout.endswith("Fix: bin/zcluster start n2\n")
     assert json.loads(run("status", "--json").stdout)["fix"] == ["zcluster start n2"]
+
+
+def test_paxos_speaks_of_ballots_and_proposers() -> None:
+    ballot = (7 << 16) + 2
+    status = DEGRADED | {"engine": "paxos", "term": ballot, "nodes": [n | {"term": ballot} for n in DEGRADED["nodes"]]}
+    lines = plain(status).splitlines()
+    assert "proposer n3 · ballot 7.2" in lines[0]
+    assert all("7.2" in line for line in lines[2:5])
