@@ -51,6 +51,8 @@ def test_a_violation_is_shown_with_the_way_to_replay_it(monkeypatch: pytest.Monk
     assert "Replay: zcluster sim --engine raft --seed 3 --nodes 3 --faults pause" in output
 
 
-@pytest.mark.parametrize("arguments", [("--faults", "fire"), ("--nodes", "2"), ("--only", "x"), ("--engine", "viewstamped")])
+@pytest.mark.parametrize(
+    "arguments", [("--faults", "fire"), ("--nodes", "2"), ("--only", "x"), ("--engine", "viewstamped")]
+)
 def test_wrong_options_are_usage_errors(arguments: tuple[str, str]) -> None:
     assert call(*arguments)[0] == 2
