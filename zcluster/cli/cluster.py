@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from zcluster.cli import engine_words as words
 from zcluster.cli.context import App, pass_app
 from zcluster.cli.duration import DURATION
 from zcluster.cli.main import verb
@@ -105,7 +106,9 @@ class StepReporter:
             app.step(f"{len(nodes)} node{'s' * (len(nodes) != 1)} {done}", " ".join(nodes), seconds)
         elif event == "leader":
             done = "there" if self._found else "elected"
-            app.step(f"leader {done}", f"{facts['leader']}, term {facts['term']}", seconds)
+            engine = facts.get("engine", words.RAFT)
+            which = f"{words.term_word(engine)} {words.term_text(engine, facts['term'])}"
+            app.step(f"{words.leader_word(engine)} {done}", f"{facts['leader']}, {which}", seconds)
         elif event == "workers":
             count = facts["workers"]
             app.step(f"router + {count} worker{'s' * (count != 1)} ready" if count else "router ready", "", seconds)

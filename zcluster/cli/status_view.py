@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from zcluster.cli import engine_words as words
 from zcluster.cli.table import count_text, plain_table, size_text, width
 
 if TYPE_CHECKING:
@@ -47,16 +48,17 @@ def headline(status: Map) -> tuple[str, str, str]:
             "STOPPED",
             f"{len(nodes)} node{'s' * (len(nodes) != 1)} · {status['engine']} · durability {status['durability']}",
         )
+    engine, term = status["engine"], max([status["term"], *(node.get("term") or 0 for node in nodes)])
     parts = [
         f"{up}/{len(nodes)} up",
         "quorum ok" if status.get("quorum", state != "no_quorum") else "no quorum",
-        f"leader {status['leader']}" if status["leader"] else "no leader",
-        f"term {max([status['term'], *(node.get('term') or 0 for node in nodes)])}",
+        f"{words.leader_word(engine)} {status['leader']}" if status["leader"] else f"no {words.leader_word(engine)}",
+        f"{words.term_word(engine)} {words.term_text(engine, term)}",
     ]
     return status["cluster"], state.replace("_", " ").upper(), " · ".join(parts)
 
 
-def row(node: Map) -> list[str]:
+def row(node: Map, engine: str = words.RAFT) -> list[str]:
     """The cells of one node, in the order of HEADER."""
     up = node["state"] == "up"
     lag = node.get("lag")
@@ -65,7 +67,7 @@ def row(node: Map) -> list[str]:
         node["name"],
         _role(node),
         str(node["pid"] or "-"),
-        count_text(node.get("term")),
+        words.term_text(engine, node.get("term")),
         count_text(node.get("commit_index")),
         count_text(node.get("last_applied")) if not node.get("stale") else "-",
         "-" if lag is None or node["role"] == "leader" else count_text(lag),
@@ -159,7 +161,7 @@ def _advice(status: Map) -> list[str]:
 
 
 def table_rows(status: Map) -> list[list[str]]:
-    return [] if status["state"] == "stopped" else [row(node) for node in status["nodes"]]
+    return [] if status["state"] == "stopped" else [row(node, status["engine"]) for node in status["nodes"]]
 
 
 def plain(status: Map) -> str:

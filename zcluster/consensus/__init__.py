@@ -83,9 +83,16 @@ whose write has `snapshot` tells it to restore from the file. `compacted(meta)` 
 **Repair.** With `Recovered.repair` a replica does not vote or stand, and its acknowledgements do not count, until the
 leader knows that it holds all it may ever have acknowledged; then `Ready.repaired`, with `write.repair == False`.
 
-Files: `api` the contract. `raft` roles and handlers; `leadership` what one leadership owns; `progress`, `reads`,
-`log`, `writes`, `membership`, `election`, `outbox`, `quorum`, `validate` values without a protocol of their own;
-`invariants` what must always hold.
+**Two engines.** All of the above holds for Multi-Paxos too, with a ballot for the term and the distinguished proposer
+for the leader. What differs: a change of the members is in force once it is *chosen*, and nothing is proposed behind it
+before; a write may carry entries in any order and again (the later one wins), `chosen` and `sound`, and never a cut;
+an entry may be handed out under different epochs by different replicas, with the same value; a checkpoint may be asked
+for by a replica that does not lead. `paxos` says why it is safe; `synod` is the protocol of one slot, on one page.
+
+Files: `api` the contract. `core` what both engines share; `raft`, `paxos` roles and handlers; `leadership` what one
+leadership owns, `proposer` what Paxos adds to it; `preparation`, `slots`, `ballots` values of Paxos; `progress`,
+`reads`, `log`, `writes`, `membership`, `election`, `outbox`, `quorum`, `validate` of both, without a protocol of their
+own; `invariants` what must always hold.
 """
 
 from typing import Final

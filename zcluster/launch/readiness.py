@@ -60,6 +60,7 @@ class Steps:
             "nodes": [n.name for n in self._spec.nodes],
             "leader": leader,
             "term": term,
+            "engine": self._spec.settings.engine,
             "workers": len(self._spec.nodes) * self._spec.settings.workers,
             "seconds": now - self._last,
         }

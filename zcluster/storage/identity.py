@@ -31,7 +31,12 @@ def check_identity(found: Identity, expected: Identity, directory: Path) -> None
         )
     if found.format < 1:
         raise Corrupt(directory / IDENTITY, 0, f"there never was a data format {found.format}")
-    for name in ("cluster_id", "replica_id", "engine"):
+    if found.engine != expected.engine:
+        raise WrongCluster(
+            f"{directory}: written by the engine {found.engine}, which keeps other promises in it than "
+            f"{expected.engine}; start the cluster with `--engine {found.engine}`, or make a new one"
+        )
+    for name in ("cluster_id", "replica_id"):
         theirs, ours = getattr(found, name), getattr(expected, name)
         if theirs != ours:
             raise WrongCluster(f"{directory}: belongs to {name.replace('_', ' ')} {theirs}, this is {ours}")

@@ -187,3 +187,11 @@ def test_a_change_in_progress_and_its_learners_are_shown() -> None:
     shown = plain(a_status(state="degraded", nodes=[a_node("n1"), learner], change=change)).splitlines()
     assert shown[3].split()[:2] == ["n4", "learner"]
     assert "Change: to 4 nodes · n4: replica 4 is 18192 entries behind" in shown
+
+
+def test_paxos_speaks_of_ballots_and_proposers() -> None:
+    ballot = (7 << 16) + 2
+    status = DEGRADED | {"engine": "paxos", "term": ballot, "nodes": [n | {"term": ballot} for n in DEGRADED["nodes"]]}
+    lines = plain(status).splitlines()
+    assert "proposer n3 · ballot 7.2" in lines[0]
+    assert all("7.2" in line for line in lines[2:5])
