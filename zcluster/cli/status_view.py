@@ -133,8 +133,8 @@ def footer(status: Map) -> list[str]:
     failures = [f"{node['name']} {node['failure']}" for node in status["nodes"] if node.get("failure")]
     lines += [f"Failed: {failure}" for failure in failures]
     problems = status.get("problems", ())
-    for label, words in _PROBLEMS.items():
-        lines += [f"{label}: {problem}" for problem in problems if words in problem]
+    for label, phrase in _PROBLEMS.items():
+        lines += [f"{label}: {problem}" for problem in problems if phrase in problem]
     verified = status.get("verified")
     if verified is not None and verified["equal"]:
         lines.append(f"Verified: equal states of {' '.join(verified['nodes'])} at entry {verified['index']:,}")
