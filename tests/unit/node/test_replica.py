@@ -419,7 +419,7 @@ def test_a_checkpoint_of_what_is_in_no_log_is_refused() -> None:
     replica, core, _ = make()
     core.log_end = 1
     replica.client_message(A, wire.CHECKPOINT, 7, wire.encode([2]), 0)
-    ((client, head, body),) = effects(replica).replies
+    ((client, head, body),) = replica.turn(0, 0).replies
     assert (client, wire.HEAD.unpack(head)[0]) == (A, wire.FAILED)
     assert "there is no entry 2" in str(wire.decode(body))
 
