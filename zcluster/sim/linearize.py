@@ -58,7 +58,7 @@ from typing import Final, NamedTuple
 from zcluster.sim.history import Operation
 from zcluster.sim.model import ABSENT, APPEND, EXACTLY, KEEP, NEVER_HOLDS, NOTHING, OTHER, SET, State, Step
 from zcluster.sim.moves import Moves
-from zcluster.sim.timeline import Configuration, Path, Timeline
+from zcluster.sim.timeline import NEVER, Configuration, Path, Timeline
 
 _CLOCK_EVERY: Final = 64
 _STUCK_KEPT: Final = 200
@@ -67,11 +67,12 @@ THRIFT: Final = 10
 
 
 class OutOfTime(Exception):
-    """The search was not done before its deadline. `reached`: the operation at whose return the search was furthest."""
+    """The search was not done before its deadline. `near`: where to look for what is wrong, if anything is: the
+    operation at whose return the search was furthest, and the first and the last that hope was given up for there."""
 
-    def __init__(self, reached: Operation) -> None:
+    def __init__(self, near: list[Operation]) -> None:
         super().__init__()
-        self.reached = reached
+        self.near = near
 
 
 class Found(NamedTuple):
@@ -143,7 +144,7 @@ class Search:
 
     Args:
         operations: of one key, in any order.
-        deadline: of `time.monotonic()`; later a search raises OutOfTime. It may be changed.
+        deadline: of `time.monotonic()`; later a search raises OutOfTime.
         look_ahead: apply rule 6. Without it the search is slower, but stops only where it has to.
     """
 
@@ -151,35 +152,42 @@ class Search:
         self, operations: Sequence[Operation], deadline: float = float("inf"), *, look_ahead: bool = True
     ) -> None:
         self._look_ahead = look_ahead
-        self.deadline = deadline
+        self._deadline = deadline
         self._timeline = timeline = Timeline(operations)
         self._moves = Moves(timeline)
         self._states, self._steps, self._events = timeline.states, timeline.steps, timeline.events
         self._visited: dict[tuple[int, State], list[_Open]] = {}
         self._queue: list[tuple[int, int, _Open, Configuration, Step | None]] = []
         self._stuck: list[Configuration] = []
+        self._missed: list[int] = []  # calls of operations that need what was lost, since `_stuck` got here
         self._thrift = THRIFT
         self._pushed = 0
 
-    def run(self, *, from_start: bool = True, thrift: int = THRIFT) -> Found:
+    def run(self, *, from_start: bool = True, thrift: int = THRIFT, patience: int = NEVER) -> Found:
         """Search, from the absent key or (not `from_start`) from every state. Raises: OutOfTime.
 
         Args:
             thrift: events that an unknown operation counts as when the next configuration is chosen.
+            patience: moves tried without getting further before OutOfTime is raised anyway; a second has some 20,000.
         """
         self._visited, self._queue, self._stuck, self._thrift = {}, [], [], thrift
+        self._missed.clear()
         starts = (ABSENT,) if from_start else self._timeline.first_states()
         root = _Open(Configuration(0, ABSENT, 0, 0, 0, None), None, 0, 0)
         self._push(root, [(Configuration(0, state, 0, 0, 0, None), None) for state in reversed(starts)])
-        pops = 0
+        pops = last = furthest = 0
         while self._queue:
             pops += 1
-            if pops % _CLOCK_EVERY == 0 and time.monotonic() > self.deadline:
-                raise OutOfTime(self._events[self._stuck[0].position][0].operation)
+            if pops - last > patience or (pops % _CLOCK_EVERY == 0 and time.monotonic() > self._deadline):
+                missed = [self._missed[0], max(self._missed)] if self._missed else []
+                near = [self._events[position][0].operation for position in (self._stuck[0].position, *missed)]
+                raise OutOfTime(near)
             _, _, opened, before, step = heappop(self._queue)
             at = self._follow(opened, before, step)
             if at is not None and at.position == len(self._events):
                 return Found(True, self._order(at.path))
+            if at is not None and at.position > furthest:
+                furthest, last = at.position, pops
         self._stuck.sort(key=lambda at: (at.must.bit_count(), at.used.bit_count()))
         orders = tuple(self._order(at.path) for at in self._stuck)
         return Found(False, orders[0], self._events[self._stuck[0].position][0].operation, orders)
@@ -201,13 +209,16 @@ class Search:
         after = before if step is None else self._take(before, step)
         reason = None if step is None else self._lost(before.state, after)
         at = None
-        if reason is None:
+        if reason is not None:
+            self._missed.append(self._timeline.last_exact[before.state])
+        else:
             at, passed = self._advance(after)
             opened.lacks |= passed & opened.absent
             if at.position == len(self._events):
                 return at
             if not self._stuck or at.position > self._stuck[0].position:
                 self._stuck = [at]
+                self._missed.clear()
             elif at.position == self._stuck[0].position and len(self._stuck) < _STUCK_KEPT:
                 self._stuck.append(at)
             reason = self._refuted(at)

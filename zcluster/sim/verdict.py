@@ -7,6 +7,7 @@ What does not live here: the search for an order (`linearize`), and the part of 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,17 +15,19 @@ from typing import Final, Literal
 
 from zcluster.sim.history import Operation, by_key
 from zcluster.sim.linearize import Found, OutOfTime, Search
-from zcluster.sim.window import Window, any_order, find_window, returned, since, until
+from zcluster.sim.window import Part, Window, any_order, find_window, returned, since, until
 
 Result = Literal["linearizable", "not_linearizable", "undecided"]
 SHRINK_S_MAX: Final = 20.0
-WHOLE_S: Final = 2.0
-"""So long a key is searched as a whole before parts of it are."""
+WHOLE_PATIENCE: Final = 5_000
+PART_PATIENCE: Final = 2_000
+"""Moves tried without getting further: in a key as a whole before parts of it are searched (twice as many
+each time), and in a part."""
 THRIFTS: Final = (10, 30, 3, 100)
 """See `linearize`; which one gets through depends on the history."""
 NEIGHBOURS: Final = 60
 """Operations in a part."""
-PARTS: Final = 40
+PARTS: Final = 16
 """Parts that are searched before the whole is again."""
 
 
@@ -83,20 +86,19 @@ def _decide(operations: Sequence[Operation], deadline: float) -> Found:
     In a wrong history the search must try all that might have been done from the beginning on, while a few operations
     suffice to show what is wrong, mostly near the furthest point that it came to.
     """
-    search = Search(operations)
-    parts: Iterator[tuple[list[Operation], list[Operation]]] | None = None
+    search = Search(operations, deadline)
+    parts: Iterator[Part] | None = None
     for turn in count():
-        patience = WHOLE_S * 2 ** (turn // len(THRIFTS))
+        patience = WHOLE_PATIENCE * 2**turn
         try:
-            search.deadline = min(deadline, time.monotonic() + patience)
-            return search.run(thrift=THRIFTS[turn % len(THRIFTS)])
+            return search.run(thrift=THRIFTS[turn % len(THRIFTS)], patience=patience)
         except OutOfTime as stopped:
             if time.monotonic() > deadline:
                 raise
-            parts = parts or _parts(operations, stopped.reached)
-        for _, (certain, maybe) in zip(range(PARTS), parts, strict=False):
+            parts = parts or _parts(operations, stopped.near)
+        for _, part in zip(range(PARTS), parts, strict=False):
             try:
-                found = any_order([*certain, *maybe], False, min(deadline, time.monotonic() + 0.5))
+                found = any_order(part, False, deadline, patience=PART_PATIENCE)
             except OutOfTime:
                 continue
             if not found.linearizable:
@@ -104,12 +106,13 @@ def _decide(operations: Sequence[Operation], deadline: float) -> Found:
     raise AssertionError("unreachable")
 
 
-def _parts(operations: Sequence[Operation], near: Operation) -> Iterator[tuple[list[Operation], list[Operation]]]:
-    """Parts of a history, each half of the one before and half new, the nearest to an operation first."""
+def _parts(operations: Sequence[Operation], near: Sequence[Operation]) -> Iterator[Part]:
+    """Parts of a history, each half of the one before and half new, the nearest to some operations first."""
     alive = sorted((o for o in operations if o.status != "fail"), key=lambda o: o.call)
     certain = [o for o in alive if o.status == "ok"]
-    middle = next((i for i, o in enumerate(certain) if o.call >= near.call), len(certain))
+    calls = [o.call for o in certain]
+    middles = [bisect_left(calls, o.call) for o in near]
     begins = range(0, len(certain), NEIGHBOURS // 2)
-    for first in sorted(begins, key=lambda i: abs(i + NEIGHBOURS // 2 - middle)):
+    for first in sorted(begins, key=lambda i: min(abs(i + NEIGHBOURS // 2 - middle) for middle in middles)):
         end = returned(max(certain[first : first + NEIGHBOURS], key=returned))
         yield since(until(alive, end), certain[first].call)

@@ -15,15 +15,19 @@ Those left that only may have taken effect, and write what nothing in the window
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from zcluster.sim.history import Operation
 from zcluster.sim.linearize import Found, OutOfTime, Search
+from zcluster.sim.timeline import NEVER
 from zcluster.sim.wording import ANY, describe, needs, values_of
 
 POSSIBLE_MAX: Final = 5
+Part = tuple[list[Operation], list[Operation]]
+"""(operations to be explained, in the order of their calls; operations that may have taken effect)"""
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,55 @@ def forget_all(operations: Sequence[Operation]) -> list[Operation]:
     return [forgotten for operation in operations if (forgotten := forget(operation)) is not None]
 
 
-def any_order(operations: Sequence[Operation], from_start: bool, deadline: float, *, look_ahead: bool = True) -> Found:
-    return Search(operations, deadline, look_ahead=look_ahead).run(from_start=from_start)
+def any_order(
+    part: Part, from_start: bool, deadline: float, *, look_ahead: bool = True, patience: int = NEVER
+) -> Found:
+    """Search a part for an order; see `Search`. Raises: OutOfTime."""
+    certain, maybe = part
+    search = Search([*certain, *helpful(certain, maybe)], deadline, look_ahead=look_ahead)
+    return search.run(from_start=from_start, patience=patience)
 
 
-def _fails(operations: Sequence[Operation], from_start: bool, deadline: float) -> bool:
+def helpful(certain: Sequence[Operation], maybe: Sequence[Operation]) -> Sequence[Operation]:
+    """Those of `maybe` that suffice: if there is an order with all of them, there is one with these.
+
+    Between two of `certain` nothing that may have taken effect is needed but to lead from one value to another one that
+    is looked at, on a way that meets no value twice. So of those with the same effect no more are needed than there are
+    in `certain`, and all values that lead nowhere are alike. (Not so with appends; then all are kept.)
+    """
+    if any(operation.kind == "append" for operation in (*certain, *maybe)):
+        return maybe
+    looked_at = {operation.expect if operation.kind == "cas" else operation.output for operation in certain}
+    leads_to: dict[object, set[str | None]] = {}  # new value -> what a cas expects before it
+    for operation in maybe:
+        if operation.kind == "cas":
+            leads_to.setdefault(operation.value, set()).add(operation.expect)
+    ways = [None, *looked_at]
+    useful: set[object] = set()
+    while ways:
+        value = ways.pop()
+        if value not in useful:
+            useful.add(value)
+            ways += leads_to.get(value, ())
+    kept: list[Operation] = []
+    alike: Counter[object] = Counter()
+    for operation in sorted(maybe, key=lambda o: o.call):
+        result = operation.value if operation.value in useful else _Elsewhere
+        effect = (operation.kind == "cas", operation.expect, result)
+        alike[effect] += 1
+        if alike[effect] <= len(certain) and (operation.kind != "cas" or operation.expect in useful):
+            kept.append(operation)
+    return kept
+
+
+class _Elsewhere:
+    """A value that nothing looks at."""
+
+
+def _fails(part: Part, from_start: bool, deadline: float) -> bool:
     """Whether there is certainly no order."""
     try:
-        return not any_order(operations, from_start, deadline).linearizable
+        return not any_order(part, from_start, deadline).linearizable
     except OutOfTime:
         return False
 
@@ -89,7 +134,7 @@ def find_window(operations: Sequence[Operation], found: Found, deadline: float) 
     thin = [o for o in certain if o in thin or _name(o) in matter]
     maybe = [o for o in maybe if o.status != "ok" and _name(o) not in {_name(kept) for kept in thin}]
     try:
-        small = any_order([*thin, *maybe], from_start, max(deadline, time.monotonic() + 5.0), look_ahead=False)
+        small = any_order((thin, maybe), from_start, max(deadline, time.monotonic() + 5.0), look_ahead=False)
     except OutOfTime:
         small = found
     return _window(thin, maybe, from_start, found if small.linearizable else small)
@@ -97,10 +142,6 @@ def find_window(operations: Sequence[Operation], found: Found, deadline: float) 
 
 def _name(operation: Operation) -> tuple[int, int, int]:
     return operation.line, operation.client, operation.call
-
-
-Part = tuple[list[Operation], list[Operation]]
-"""(operations to be explained, in the order of their calls; operations that may have taken effect)"""
 
 
 def until(operations: Sequence[Operation], end: int) -> Part:
@@ -149,11 +190,11 @@ def _end(alive: Sequence[Operation], reached: int, deadline: float) -> Part:
 
     def fails_near(index: int) -> bool:
         certain, maybe = since(until(alive, returns[index]), begin)
-        return _fails([*certain, *maybe], False, deadline)
+        return _fails((certain, maybe), False, deadline)
 
     def fails(index: int) -> bool:
         certain, maybe = until(alive, returns[index])
-        return _fails([*certain, *maybe], True, deadline)
+        return _fails((certain, maybe), True, deadline)
 
     index = _first(fails_near, low, min(low + NEAR, len(returns) - 1))
     if index is not None:
@@ -169,7 +210,7 @@ def _cut(
 
     def fails(count: int) -> bool:
         kept, possible = since((certain, maybe), certain[-count].call)
-        return _fails([*kept, *possible], False, deadline)
+        return _fails((kept, possible), False, deadline)
 
     count = _first(fails, 1, len(certain))
     if count is None:
@@ -188,7 +229,7 @@ def _thin(
             piece = certain[position : position + size]
             rest = certain[:position] + certain[position + size :]
             weaker = [*maybe, *forget_all(piece)]
-            if rest and _fails([*rest, *weaker], from_start, deadline):
+            if rest and _fails((rest, weaker), from_start, deadline):
                 certain, maybe, changed = rest, weaker, True
             else:
                 position += size

@@ -153,7 +153,9 @@ def run_clients(
     return finished
 
 
-def random_history(generator: random.Random, count: int, *, values: int = 3, times: int = 12) -> list[Operation]:
+def random_history(
+    generator: random.Random, count: int, *, values: int = 3, times: int = 12, unknown: float = 0.25
+) -> list[Operation]:
     """Small and arbitrary: as likely wrong as right."""
     kinds: tuple[Kind, ...] = ("put", "get", "delete", "cas", "append")
     allowed = generator.sample(kinds, generator.randint(2, 5))
@@ -162,12 +164,12 @@ def random_history(generator: random.Random, count: int, *, values: int = 3, tim
     for line in range(1, count + 1):
         kind = generator.choice(allowed)
         call = generator.randrange(times)
-        unknown = generator.random() < 0.25
+        lost = generator.random() < unknown
         value = generator.choice(texts) if kind in ("put", "append", "cas") else None
         if kind == "cas" and generator.random() < 0.2:
             value = None
         output: Output = None
-        if not unknown:
+        if not lost:
             if kind == "get":
                 output = generator.choice([None, *texts])
             elif kind == "cas":
@@ -183,8 +185,8 @@ def random_history(generator: random.Random, count: int, *, values: int = 3, tim
                 kind=kind,
                 key="k",
                 call=call,
-                returned=None if unknown else call + generator.randrange(times // 2),
-                status="unknown" if unknown else "ok",
+                returned=None if lost else call + generator.randrange(times // 2),
+                status="unknown" if lost else "ok",
                 value=value,
                 expect=generator.choice([None, *texts]) if kind == "cas" else None,
                 output=output,

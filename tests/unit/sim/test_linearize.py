@@ -137,6 +137,96 @@ def test_what_a_correct_store_does_is_always_accepted(
     assert is_proof(history, found.order)
 
 
+KINDS: tuple[tuple[Kind, ...], ...] = (
+    ("put", "get"),
+    ("put", "get", "cas"),
+    ("put", "get", "cas", "delete"),
+    ("cas", "get"),
+    ("append", "get"),
+    ("put", "get", "delete", "cas", "append"),
+)
+
+
+def check_a_right_history(seed: int) -> None:
+    generator = random.Random(seed)
+    history = run_clients(
+        generator.randrange(1 << 30),
+        operations=generator.randint(6, 60),
+        clients=generator.randint(3, 16),
+        kinds=generator.choice(KINDS),
+        values=generator.choice([None, 2, 3, 4, 8]),
+        unknown=generator.choice([0, 0.1, 0.3]),
+        silent=generator.choice([0, 0, 0.5]),
+    )
+    found = Search(history).run(thrift=generator.choice([0, 3, 10, 30]))
+    assert found.linearizable, f"seed {seed}"
+    assert is_proof(history, found.order), f"seed {seed}"
+
+
+def check_a_small_history(seed: int) -> None:
+    generator = random.Random(seed)
+    shape = {"values": generator.randint(1, 4), "times": generator.choice([4, 8, 12, 20])}
+    history = random_history(generator, generator.randint(1, 7), unknown=generator.choice([0.25, 0.6]), **shape)
+    found = Search(history).run(thrift=generator.choice([0, 10]))
+    assert found.linearizable == brute_force(history), f"seed {seed}"
+
+
+def test_many_right_histories_are_accepted() -> None:
+    for seed in range(500):
+        check_a_right_history(seed)
+
+
+@pytest.mark.slow
+def test_very_many_right_histories_are_accepted() -> None:
+    for seed in range(500, 30_000):
+        check_a_right_history(seed)
+
+
+@pytest.mark.slow
+def test_very_many_small_histories_agree_with_trying_every_order() -> None:
+    for seed in range(30_000):
+        check_a_small_history(seed)
+
+
+@pytest.mark.parametrize(
+    ("seed", "operations", "clients", "kinds", "values", "unknown", "silent"),
+    [
+        (764984744, 37, 13, KINDS[5], 2, 0.0, 0.0),  # two alike must take effect; to know of one says nothing of both
+        (659417539, 55, 7, KINDS[5], 8, 0.3, 0.5),  # a state is OTHER only as long as nobody can make use of it
+        (704919569, 47, 4, KINDS[1], 2, 0.0, 0.5),  # the last chance to come back to a state that one must not see
+    ],
+)
+def test_right_histories_that_were_once_refused(
+    seed: int,
+    operations: int,
+    clients: int,
+    kinds: tuple[Kind, ...],
+    values: int,
+    unknown: float,
+    silent: float,
+) -> None:
+    history = run_clients(
+        seed, operations=operations, clients=clients, kinds=kinds, values=values, unknown=unknown, silent=silent
+    )
+    assert all(Search(history).run(thrift=thrift).linearizable for thrift in (0, 3, 10, 30))
+
+
+@pytest.mark.parametrize("values", [2, 4])
+def test_few_values_and_many_unknown_operations_need_little_search(values: int) -> None:
+    history = run_clients(1, operations=2000, values=values, unknown=0.2, kinds=("put", "get", "cas", "delete"))
+    found = Search(history).run(patience=1000)
+    assert is_proof(history, found.order)
+
+
+def test_a_stale_read_among_few_values_is_refuted_by_reasons() -> None:
+    """Configurations alone would be far too many: 16 writers, four values."""
+    history = run_clients(1, operations=1000, values=4, kinds=("put", "get"))
+    late = next(i for i, o in enumerate(history) if i > 700 and o.kind == "get")
+    history[late] = replace(history[late], output="4")
+    history = [replace(o, value="4") if i == 20 and o.kind == "put" else o for i, o in enumerate(history)]
+    assert not Search(history, look_ahead=False).run(patience=20_000).linearizable
+
+
 def test_most_changed_outputs_are_refused() -> None:
     refused = 0
     for seed in range(60):

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.sim.histories import brute_force, is_proof, run_clients
+from tests.unit.sim.histories import brute_force, is_proof, random_history, run_clients
 from tests.unit.sim.test_linearize import BAD, GOOD, cas, get, put
 from zcluster.sim.draw import draw_window
 from zcluster.sim.history import Operation
 from zcluster.sim.verdict import check_history
-from zcluster.sim.window import Window, explanation
+from zcluster.sim.window import Window, explanation, helpful
 from zcluster.sim.wording import describe
 
 
@@ -60,6 +60,19 @@ def test_a_stale_read_among_hundreds_gives_a_window_of_few(seed: int) -> None:
     assert verdict.window is not None
     assert len(verdict.window.operations) + len(verdict.window.maybe) <= 6
     check_window(verdict.window)
+
+
+def test_only_helpful_operations_are_kept_and_they_suffice() -> None:
+    left_out = 0
+    for seed in range(600):
+        generator = random.Random(seed)
+        history = random_history(generator, generator.randint(2, 7), unknown=0.6)
+        certain = [o for o in history if o.status == "ok"]
+        maybe = [o for o in history if o.status == "unknown"]
+        kept = helpful(certain, maybe)
+        left_out += len(maybe) - len(kept)
+        assert brute_force([*certain, *kept]) == brute_force(history), f"seed {seed}"
+    assert left_out > 300
 
 
 def test_good_histories_have_no_window() -> None:
