@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from zcluster.types import NEVER, Nanoseconds
 _raw_send: Final[Any] = RawSocket.send
 _raw_receive: Final[Any] = RawSocket.recv
 _raw_get: Final[Any] = RawSocket.get
+REST_S: Final = 1.0
+"""A signal that comes in the moment before the main thread sleeps is acted on after so long at the latest."""
 LOOK_NS: Final = 5_000_000
 _EVENTS: Final = int(zmq.EVENTS)
 _POLLIN: Final = int(zmq.POLLIN)
@@ -73,6 +76,8 @@ class Line:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
+        self._rest = select.epoll()  # the main thread's
+        self._rest.register(self._descriptor, select.EPOLLIN)
         self._busy = 0  # odd while a batch of tasks is run; every batch counts it up
         self._asleep = True  # the attendant, until the bell rings
         self._attended = False
@@ -82,8 +87,17 @@ class Line:
 
     # -- main thread --------------------------------------------------------------------------------------------------
     def receive(self) -> None:
-        """Block until a message comes, and hand it on. Signal handlers may raise here."""
-        first = _raw_receive(self._socket)
+        """Block until a message comes, and hand it on. Signal handlers may raise here.
+
+        A receive that blocks inside the library would not do: it may sleep on where a signal and something else that
+        is no message (a peer that is gone) come together, and the signal's handler waits with it.
+        """
+        while True:
+            try:
+                first = _raw_receive(self._socket, _DONTWAIT)
+                break
+            except zmq.Again:
+                self._rest.poll(REST_S)
         with self.lock:
             self._hand_on(first)
 
@@ -117,6 +131,7 @@ class Line:
             self._closed = True
             os.eventfd_write(self._bell, 1)
         self._attendant.join()
+        self._rest.close()
         self._socket.close()
         self.context.term()
 
@@ -149,6 +164,8 @@ class Line:
 
     # -- attendant ----------------------------------------------------------------------------------------------------
     def _attend(self) -> None:
+        # A signal that the kernel gives to this thread would not wake the main one, which has to act on it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         seen = -1
         while True:
             with self.lock:

@@ -252,3 +252,11 @@ def test_help_comes_within_the_promised_time() -> None:
         z("--help")
         times.append(time.monotonic() - began)
     assert min(times) < 0.5  # 0.2 s on a quiet machine; tests share theirs
+
+
+def test_every_process_stops_when_asked_all_at_the_same_moment(private_home: Path) -> None:
+    """What ends the router also ends a worker's connection, just when the worker is asked to stop itself."""
+    for _ in range(6):
+        z("up")
+        z("down", "-t", "300s")  # no process is killed before the time limit of `z`
+    z("down", "--purge")
