@@ -109,8 +109,8 @@ class PaxosCheckers(Checkers):
         term, through = self._through.get(replica, (0, 0))
         start = through if term == message.term else 0
         chosen = max(shadow.committed, shadow.snapshot_index, shadow.core.commit_index if shadow.core else 0)
-        for index in (*range(max(start, chosen) + 1, message.through + 1), *range(message.first, message.last + 1)):
-            if index and accepted.get(index, 0) < message.term:
+        for index in (*range(start + 1, message.through + 1), *range(message.first, message.last + 1)):
+            if index > chosen and accepted.get(index, 0) < message.term:
                 raise Violation(
                     "acceptances are on disk", f"{replica} acknowledges slot {index}, its disk has not got it"
                 )

@@ -65,6 +65,7 @@ class ScriptedCore:
         self.readys: list[Ready] = []
         self.told: list[tuple[Any, ...]] = []
         self.last_index = 0
+        self.log_end = 100  # as `status` has it
         self.refuse: Exception | None = None
 
     def step(self, sender: int, incarnation: int, message: Any, now: int) -> None:
@@ -121,7 +122,7 @@ class ScriptedCore:
         return self.readys.pop(0) if self.readys else None
 
     def status(self) -> Status:
-        raise AssertionError
+        return Status("leader", self.term, self.leader, self.commit_index, self.log_end, 1, Configuration((1,)), {})
 
     def commit(self, *frames: bytes, time_ms: int = 1, term: int | None = None) -> None:
         """Let the next Ready commit one entry of these frames."""
@@ -412,6 +413,15 @@ def test_a_checkpoint_that_is_to_cover_an_index_waits_until_that_is_applied() ->
     replica.client_message(B, wire.CHECKPOINT, 9, b"\xc1", 0)
     [(_, head, _)] = effects(replica)["replies"]
     assert head == wire.pack_head(wire.FAILED, 9)
+
+
+def test_a_checkpoint_of_what_is_in_no_log_is_refused() -> None:
+    replica, core, _ = make()
+    core.log_end = 1
+    replica.client_message(A, wire.CHECKPOINT, 7, wire.encode([2]), 0)
+    ((client, head, body),) = replica.turn(0, 0).replies
+    assert (client, wire.HEAD.unpack(head)[0]) == (A, wire.FAILED)
+    assert "there is no entry 2" in str(wire.decode(body))
 
 
 def test_a_failed_checkpoint_keeps_the_log_and_says_so() -> None:
