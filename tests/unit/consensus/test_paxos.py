@@ -513,6 +513,7 @@ def test_members_come_and_go() -> None:
         index = core.propose_config(change, network.now)
         network.pump(network.nodes[leader])
         network.run_until(lambda at=leader, i=index: network.nodes[at].applied_index >= i)  # type: ignore[misc]
+        network.run(TIMEOUT)
         network.elect()
     assert len(network.core(network.leader()).membership.current.voters) == 3
     assert network.commit(b"b")

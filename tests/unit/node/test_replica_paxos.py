@@ -43,6 +43,7 @@ def test_frames_that_were_proposed_in_its_place_before_do_not_answer_for_a_chang
     replica.client_message(A, wire.WRITE, 1, b"mine", 0)
     effects(replica, wall_ms=100)
     core.last_index, core.term = 0, 5
+    effects(replica)
     ask(replica, ADD_LEARNER, 4, client=B, request=2)
     confirm(replica, core)
     core.is_leader, core.leader, core.term = False, 2, 6
