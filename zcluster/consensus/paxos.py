@@ -31,8 +31,9 @@ nobody has been elected since is what a round of heartbeats shows: an accept quo
 answers, and shares an acceptor with every phase 1. With a lease these acceptors refuse other proposers' phase 1 for
 one election timeout, unless the proposer's death is proven or it hands over itself.
 
-**Membership by stop-sign.** A change takes effect when it is chosen, and nothing is proposed behind it before. So each
-slot is decided by one configuration. A new proposer that recovers a change settles the slots up to it, under the
+**Membership by stop-sign.** A change is proposed when everything before it is chosen, takes effect when it is chosen
+itself, and nothing is proposed behind it before. So each slot is decided by one configuration, and each change made for
+the configuration in force. A new proposer that recovers a change settles the slots up to it, under the
 configuration it knows, and does phase 1 again behind it, under the new one.
 
 **Acceptors that may have forgotten.** A *damaged* one (repair) promises nothing, hence no phase 1 counts it, until the
@@ -138,9 +139,17 @@ class Paxos(Core):
         index = self.log.last_index + 1
         configuration = members.changed(self.membership.current, change, index)
         proposer.check_prudent(change, configuration, self.now)
-        self._append(proposer, KIND_CONFIG, members.encode(configuration))
         proposer.stop(index)
+        proposer.change_waits = members.encode(configuration)
+        self._propose_change(proposer)
         return index
+
+    def _propose_change(self, proposer: Proposer) -> None:
+        """Once everything before it is chosen. Were a slot before it lost, a later proposer might put another change
+        there, and find this one behind it: made for a configuration that is not in force any more."""
+        if proposer.change_waits and self.commit_index == self.log.last_index:
+            self._append(proposer, KIND_CONFIG, proposer.change_waits)
+            proposer.change_waits = b""
 
     def persisted(self, seq: int, now: Nanoseconds) -> None:
         self._observe(now)
@@ -525,6 +534,7 @@ class Paxos(Core):
         if index > self.commit_index:
             self._commit_through(index)
             proposer.committed(self.now)
+            self._propose_change(proposer)
             if 0 < proposer.stop_at <= self.commit_index:
                 proposer.stop_at = 0
                 if proposer.opening:

@@ -433,6 +433,24 @@ def test_nothing_is_proposed_behind_a_change_before_it_is_chosen() -> None:
     solo.core.propose(b"x", solo.now)
 
 
+def test_a_change_is_proposed_when_everything_before_it_is_chosen() -> None:
+    """Else a later proposer that does not see this one may put its own change before it. Found then, this one would
+    undo that."""
+    solo = SoloPaxos()
+    solo.lead()
+    index, _ = solo.core.propose(b"x", solo.now)
+    assert solo.core.propose_config(ConfigChange(ADD_LEARNER, 4), solo.now) == index + 1
+    solo.pump()
+    assert solo.core.log.last_index == index
+    with pytest.raises(Busy):
+        solo.core.propose(b"y", solo.now)
+    solo.accepted(2, index)
+    assert solo.last(Accept, 2).entries[-1].kind == KIND_CONFIG
+    assert solo.core.log.last_index == index + 1
+    solo.accepted(2, index + 1)
+    assert solo.core.membership.current.learners == (4,)
+
+
 def test_a_change_is_told_to_nobody_before_the_new_configuration_knows_it() -> None:
     solo = SoloPaxos(voters=(1, 2))
     solo.lead()
