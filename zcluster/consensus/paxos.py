@@ -115,6 +115,8 @@ class Paxos(Core):
         if slots.base_term > self.term:  # a checkpoint came from a replica that had promised more
             self._set_hard_state(slots.base_term, ballots.proposer_of(slots.base_term))
         self._offered: set[ReplicaId] = set()
+        self._told: tuple[Term, Index] = (0, 0)  # what the proposer of that ballot calls chosen, whether it is here or not
+        self._unsealed: Index = 0  # a change that was not sealed when the own phase 2 ended
         self.preparation: Preparation | None = None
         self.heard_of = self.term
         self._commit_through(min(recovered.chosen, slots.last_index))
@@ -212,6 +214,7 @@ class Paxos(Core):
         before = self.term
         if self.leadership is not None:
             self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
+            self._unsealed = self.leadership.change or self._unsealed
             self.leadership = None
             self.is_leader = False
             self.leader = NO_REPLICA
@@ -449,7 +452,10 @@ class Paxos(Core):
                 return
             self._accept(entries)
         self._match(self.matched_index)
-        self._commit_through(min(message.commit_index, self.matched_index))
+        # A message that was overtaken may bring what an earlier one has called chosen. Whoever acknowledges a seal knows
+        # of the change before it, on disk.
+        self._told = max(self._told, (self.term, message.commit_index))
+        self._commit_through(min(self._told[1], self.matched_index))
         self._note_sound(message.term, message.opening, self.matched_index)
         self._acknowledge(sender, first, first + len(message.entries) - 1)
 
@@ -546,9 +552,10 @@ class Paxos(Core):
 
     def _may_hand_out(self) -> Index:
         proposer = self.leadership
-        if proposer is None or not proposer.change:
-            return self.commit_index
-        return min(self.commit_index, proposer.change - 1)
+        change = proposer.change if proposer is not None else 0
+        if self._unsealed >= self.commit_index:  # with something chosen behind it, others have sealed it
+            change = min(change or self._unsealed, self._unsealed)
+        return min(self.commit_index, change - 1) if change else self.commit_index
 
     def _prepare_behind(self) -> None:
         """The change that phase 1 found is chosen: do it again behind it, with the acceptors of the new configuration.
