@@ -115,7 +115,7 @@ class Paxos(Core):
         if slots.base_term > self.term:  # a checkpoint came from a replica that had promised more
             self._set_hard_state(slots.base_term, ballots.proposer_of(slots.base_term))
         self._offered: set[ReplicaId] = set()
-        self._told: tuple[Term, Index] = (0, 0)  # what the proposer of that ballot calls chosen, whether it is here or not
+        self._told: tuple[Term, Index] = (0, 0)  # what that ballot's proposer calls chosen, whether it is here or not
         self._unsealed: Index = 0  # a change that was not sealed when the own phase 2 ended
         self.preparation: Preparation | None = None
         self.heard_of = self.term

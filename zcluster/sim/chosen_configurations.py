@@ -34,7 +34,7 @@ class ChosenConfigurations(Configurations):
         self._new.append((replica, entry))
 
     def check_proposed(self, highest: Index) -> None:
-        """At the end of the turn, when all that it has chosen is known: everything up to `highest`. Raises: Violation"""
+        """At the end of the turn, when all that it has chosen is known: all up to `highest`. Raises: Violation."""
         new, self._new = self._new, []
         for replica, entry in new:
             if entry.index <= highest:

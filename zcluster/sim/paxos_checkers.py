@@ -138,7 +138,6 @@ class PaxosCheckers(Checkers):
         self.leaders[term] = replica
         if ballots.proposer_of(term) != replica:
             raise Violation("ballots are unique", f"{replica} leads by the ballot {ballots.text(term)}")
-        self._check_leases(replica, term)
         self._check_promised(replica, core, slots.last_index)
 
     def _check_promised(self, replica: ReplicaId, core: Core, slot: Index) -> None:
@@ -157,6 +156,7 @@ class PaxosCheckers(Checkers):
         if not isinstance(proposer, Proposer) or not proposer.opening or term in self._open:
             return
         self._open.add(term)
+        self._check_leases(replica, term)  # one that settles the slots of an older configuration serves nobody yet
         self._check_promised(replica, core, proposer.opening)
         for index in range(slots.base_index + 1, self.highest + 1):
             chosen = self.committed.get(index, term)
