@@ -452,8 +452,8 @@ class Paxos(Core):
                 return
             self._accept(entries)
         self._match(self.matched_index)
-        # A message that was overtaken may bring what an earlier one has called chosen. Whoever acknowledges a seal knows
-        # of the change before it, on disk.
+        # A message that was overtaken may bring what an earlier one has called chosen. Whoever acknowledges a seal
+        # knows of the change before it, on disk.
         self._told = max(self._told, (self.term, message.commit_index))
         self._commit_through(min(self._told[1], self.matched_index))
         self._note_sound(message.term, message.opening, self.matched_index)
