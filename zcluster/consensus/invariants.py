@@ -114,7 +114,8 @@ def _check_slots(core: Paxos, checked: Index) -> None:
     if proposer is not None:
         assert all(entry.epoch == core.term for entry in slots.tail(max(proposer.opening, core.commit_index) + 1))
         assert not (proposer.opening and slots.scattered), "open with slots that were not recovered"
-        assert proposer.stop_at in (0, slots.last_index) or proposer.stop_at <= core.commit_index
+        last = slots.last_index + bool(proposer.change_waits)
+        assert proposer.stop_at in (0, last) or proposer.stop_at <= core.commit_index
         assert bool(proposer.opening) == (proposer.term_start < NEVER)
 
 

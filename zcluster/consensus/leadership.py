@@ -154,16 +154,17 @@ class Leadership:
     # -- members ------------------------------------------------------------------------------------------------------
 
     def check_prudent(self, change: ConfigChange, after: Configuration, now: Nanoseconds) -> None:
-        """Refuse, for now, what would stop the service: it is in force as soon as it is in the log.
+        """Refuse, for now, what would stop the service: the voters that there would be decide on everything behind it.
 
-        A learner is promoted once it has caught up (thesis §4.2.1), and a majority of the voters that there would be
-        must have been heard within an election timeout. Raises: Busy.
+        A learner is promoted once it has caught up (thesis §4.2.1), and a quorum of the voters that there would be,
+        but no less than a majority, must have been heard within an election timeout. Raises: Busy.
         """
         learner = self.progress.get(change.replica)
         if change.action == PROMOTE and learner is not None:
             self._check_caught_up(change.replica, learner, now)
         silent = [v for v in after.voters if v != self._id and not self._is_heard(self.progress[v], now)]
-        if len(after.voters) - len(silent) < quorum.majority(len(after.voters)):
+        voters = len(after.voters)
+        if voters - len(silent) < max(self._quorum(voters), quorum.majority(voters)):
             raise Busy(
                 f"of the voters {list(after.voters)} that there would be, {silent} do not answer; start them first"
             )

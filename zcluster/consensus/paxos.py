@@ -31,8 +31,9 @@ nobody has been elected since is what a round of heartbeats shows: an accept quo
 answers, and shares an acceptor with every phase 1. With a lease these acceptors refuse other proposers' phase 1 for
 one election timeout, unless the proposer's death is proven or it hands over itself.
 
-**Membership by stop-sign.** A change takes effect when it is chosen, and nothing is proposed behind it before. So each
-slot is decided by one configuration. A new proposer that recovers a change settles the slots up to it, under the
+**Membership by stop-sign.** A change is proposed when everything before it is chosen, takes effect when it is chosen
+itself, and nothing is proposed behind it before. So each slot is decided by one configuration, and each change made for
+the configuration in force. A new proposer that recovers a change settles the slots up to it, under the
 configuration it knows, and does phase 1 again behind it, under the new one.
 
 **Acceptors that may have forgotten.** A *damaged* one (repair) promises nothing, hence no phase 1 counts it, until the
@@ -114,6 +115,8 @@ class Paxos(Core):
         if slots.base_term > self.term:  # a checkpoint came from a replica that had promised more
             self._set_hard_state(slots.base_term, ballots.proposer_of(slots.base_term))
         self._offered: set[ReplicaId] = set()
+        self._told: tuple[Term, Index] = (0, 0)  # what that ballot's proposer calls chosen, whether it is here or not
+        self._unsealed: Index = 0  # a change that was not sealed when the own phase 2 ended
         self.preparation: Preparation | None = None
         self.heard_of = self.term
         self._commit_through(min(recovered.chosen, slots.last_index))
@@ -137,9 +140,18 @@ class Paxos(Core):
             raise Busy("the proposer has not chosen anything yet; retry")
         index = self.log.last_index + 1
         configuration = members.changed(self.membership.current, change, index)
-        self._append(proposer, KIND_CONFIG, members.encode(configuration))
+        proposer.check_prudent(change, configuration, self.now)
         proposer.stop(index)
+        proposer.change_waits = members.encode(configuration)
+        self._propose_change(proposer)
         return index
+
+    def _propose_change(self, proposer: Proposer) -> None:
+        """Once everything before it is chosen. Were a slot before it lost, a later proposer might put another change
+        there, and find this one behind it: made for a configuration that is not in force any more."""
+        if proposer.change_waits and self.commit_index == self.log.last_index:
+            self._append(proposer, KIND_CONFIG, proposer.change_waits)
+            proposer.change_waits = b""
 
     def persisted(self, seq: int, now: Nanoseconds) -> None:
         self._observe(now)
@@ -202,6 +214,7 @@ class Paxos(Core):
         before = self.term
         if self.leadership is not None:
             self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
+            self._unsealed = self.leadership.change or self._unsealed
             self.leadership = None
             self.is_leader = False
             self.leader = NO_REPLICA
@@ -439,7 +452,10 @@ class Paxos(Core):
                 return
             self._accept(entries)
         self._match(self.matched_index)
-        self._commit_through(min(message.commit_index, self.matched_index))
+        # A message that was overtaken may bring what an earlier one has called chosen. Whoever acknowledges a seal
+        # knows of the change before it, on disk.
+        self._told = max(self._told, (self.term, message.commit_index))
+        self._commit_through(min(self._told[1], self.matched_index))
         self._note_sound(message.term, message.opening, self.matched_index)
         self._acknowledge(sender, first, first + len(message.entries) - 1)
 
@@ -524,6 +540,7 @@ class Paxos(Core):
         if index > self.commit_index:
             self._commit_through(index)
             proposer.committed(self.now)
+            self._propose_change(proposer)
             if 0 < proposer.stop_at <= self.commit_index:
                 proposer.stop_at = 0
                 if proposer.opening:
@@ -535,9 +552,10 @@ class Paxos(Core):
 
     def _may_hand_out(self) -> Index:
         proposer = self.leadership
-        if proposer is None or not proposer.change:
-            return self.commit_index
-        return min(self.commit_index, proposer.change - 1)
+        change = proposer.change if proposer is not None else 0
+        if self._unsealed >= self.commit_index:  # with something chosen behind it, others have sealed it
+            change = min(change or self._unsealed, self._unsealed)
+        return min(self.commit_index, change - 1) if change else self.commit_index
 
     def _prepare_behind(self) -> None:
         """The change that phase 1 found is chosen: do it again behind it, with the acceptors of the new configuration.

@@ -27,12 +27,13 @@ from zcluster.types import NEVER, Entry, Index, Nanoseconds, ReplicaId, Term
 class Proposer(Leadership):
     """opening: slot of the no-op that opens the ballot; 0 while the slots of an older configuration are being settled,
     and phase 1 goes on behind them. stop_at: nothing is proposed behind this slot until it is chosen (0: nothing
-    stops). change, seal: the slot of a change of the configuration, and of the first value behind it. Once an accept
+    stops). change_waits: a change, encoded, that is to be proposed there once everything before it is chosen.
+    change, seal: the slot of a change of the configuration, and of the first value behind it. Once an accept
     quorum of the new configuration has the seal, and with it, on disk, the knowledge of the change, the old
     configuration is not needed any more; before that, nobody is told of the change. 0: none.
     """
 
-    __slots__ = ("_beyond", "change", "opening", "seal", "stop_at")
+    __slots__ = ("_beyond", "change", "change_waits", "opening", "seal", "stop_at")
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Proposer(Leadership):
         super().__init__(replica_id, term, settings, log, membership, writes)
         self.opening: Index = 0
         self.stop_at: Index = 0
+        self.change_waits = b""
         self.change: Index = 0
         self.seal: Index = 0
         self.term_start = NEVER

@@ -15,7 +15,7 @@ consensus wants to send after persisting leaves only after `persisted` said so; 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -50,6 +50,18 @@ NOBODY: Final = b""  # what a replica asks of itself; nobody waits for the answe
 ENTRIES_IN_FLIGHT_MAX: Final = 4  # few and large beats many and small: later frames share the next entry
 
 Client = bytes
+
+
+class Proposal(NamedTuple):
+    """What was proposed for an index, and who waits for it: frames, or a change of the members.
+
+    The same index and term name the same value. Under another term it is told by the value: in Paxos another proposer
+    may have proposed it again, under its own ballot."""
+
+    term: Term
+    payload: bytes
+    change: members.Request | None
+    waiting: Waiting
 
 
 class Effects:
@@ -110,8 +122,7 @@ class Replica:
         self._log_time_ms = applied.log_time_ms
         self._out = Effects()
         self._backlog = Backlog()
-        self._waiting: dict[Index, tuple[Term, Waiting]] = {}
-        self._proposed: dict[Index, bytes] = {}  # what they wait for
+        self._waiting: dict[Index, Proposal] = {}
         self._last_proposed: Index = 0
         self._proposed_term: Term = 0
         self._reads = Reads()
@@ -273,8 +284,7 @@ class Replica:
             for client, request in waiting + self._backlog.clear():
                 self._reply(client, wire.BUSY, request, text)
             return False
-        self._waiting[index] = (term, waiting)
-        self._proposed[index] = payload
+        self._waiting[index] = Proposal(term, payload, None, waiting)
         self._last_proposed, self._proposed_term = index, term
         return True
 
@@ -290,7 +300,7 @@ class Replica:
             except InvalidInput as error:
                 self._fail(client, request, str(error))
             else:
-                self._waiting[index] = (self.core.term, [(client, request)])
+                self._waiting[index] = Proposal(self.core.term, b"", change, [(client, request)])
 
     def _refuse_backlog(self) -> None:
         for client, request in self._backlog.clear():
@@ -336,7 +346,6 @@ class Replica:
         self.last_applied, self._applied_epoch = meta.index, meta.epoch
         self._configuration, self._log_time_ms = meta.configuration, meta.log_time_ms
         for index in [i for i in self._waiting if i <= meta.index]:
-            self._proposed.pop(index, None)
             del self._waiting[index]  # outcome unknown here; the clients ask again with the same ids
         self._checkpoints.replaced()
         self._checkpoint_complete(meta)
@@ -361,14 +370,13 @@ class Replica:
                 if self.machine.take_mark():
                     self._mark(index)
                 self._checkpoints.bytes_since += len(data) + ENTRY_OVERHEAD_BYTES
-                waiting = self._waiting.pop(index, None)
-                if waiting is not None:
-                    # In Paxos another proposer may have proposed it again, under its ballot.
-                    if self._proposed.pop(index, b"") == data or waiting[0] == entry.epoch:
-                        for (client, request), body in zip(waiting[1], results, strict=True):
+                proposal = self._waiting.pop(index, None)
+                if proposal is not None:
+                    if proposal.term == entry.epoch or proposal.payload == data:
+                        for (client, request), body in zip(proposal.waiting, results, strict=True):
                             replies.append((client, wire.pack_head(wire.RESULT, request), body))
                     else:  # another leader's entry took the place: ours is certainly not in the log
-                        for client, request in waiting[1]:
+                        for client, request in proposal.waiting:
                             self._not_leader(client, request)
             else:
                 self._apply_other(entry)
@@ -386,10 +394,13 @@ class Replica:
             self._configuration = msgspec.structs.replace(decoded, index=entry.index)
         elif entry.kind != KIND_NOOP:
             raise FormatTooNew(f"entry {entry.index} has kind {entry.kind}: written by a newer zcluster; upgrade")
-        self._proposed.pop(entry.index, None)
-        term, waiting = self._waiting.pop(entry.index, (0, ()))
-        for client, request in waiting:
-            if term == entry.epoch:
+        proposal = self._waiting.pop(entry.index, None)
+        if proposal is None:
+            return
+        change = proposal.change
+        done = change is not None and members.is_done(change, self._configuration)
+        for client, request in proposal.waiting:
+            if done:
                 self._reply(client, wire.RESULT, request, members.encode_configuration(self._configuration))
             else:
                 self._not_leader(client, request)

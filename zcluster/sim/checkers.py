@@ -112,9 +112,13 @@ class Checkers:
                 del terms[index]
         for entry in batch.entries:
             if entry.kind == KIND_CONFIG:
-                members.append(self.configurations.written(replica, entry, members.current))
+                self._change_written(replica, entry)
             self._match(replica, entry, terms.get(entry.index - 1))
             terms[entry.index] = entry.epoch
+
+    def _change_written(self, replica: ReplicaId, entry: Entry) -> None:
+        members = self.shadows[replica].members
+        members.append(self.configurations.written(replica, entry, members.current))
 
     def _match(self, replica: ReplicaId, entry: Entry, previous_term: Term | None) -> None:
         """`previous_term`: None where this replica does not know it (in front of what it has read from its disk)."""
@@ -262,7 +266,10 @@ class Checkers:
             self._elected(replica, core)
         if after.commit_index > shadow.committed:
             self._commit(replica, core, shadow, after)
-        if after.role == LEADER:
+        self._check_members(replica, core, shadow)
+
+    def _check_members(self, replica: ReplicaId, core: Core, shadow: Shadow) -> None:
+        if core.is_leader:
             self.configurations.check_fresh(self.highest, self._commit_terms)
         current, handed = core.membership.current, shadow.members.current
         if (current.voters, current.learners) != (handed.voters, handed.learners):

@@ -85,6 +85,9 @@ class Configurations:
             self.changes += 1
             self.committed = found
 
+    def check_answered(self, configuration: Configuration) -> None:
+        """Somebody was told that it is in force. Raises: Violation."""
+
     def possible(self) -> list[Configuration]:
         last = self.committed.index
         return [self.committed, *(found for (index, _), found in self._written.items() if index > last)]

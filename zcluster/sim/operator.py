@@ -225,6 +225,7 @@ class Operator:
             raise Violation("membership", f"{change} is acknowledged by {configuration}")
         if configuration.index > self._checkers.highest:
             raise Violation("membership", f"{change} is acknowledged, {configuration} is not committed")
+        self._checkers.configurations.check_answered(configuration)
         self.answered += 1
         if change.action == REMOVE:
             node = self._cluster.nodes[change.replica]

@@ -9,6 +9,7 @@ acceptances are on disk  what an acceptor acknowledges is on its disk, or known 
 chosen                   what a replica calls chosen has been on the disks of an accept quorum under one ballot
 one value chosen         every replica holds the same value in a slot that it calls chosen, and keeps it
 completeness             a ballot that opens holds every value that was chosen under a lower one
+membership               see `chosen_configurations`; each slot is decided by the configuration chosen before it
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from typing import Any
 from zcluster.consensus import ballots, invariants
 from zcluster.consensus.api import Accepted, AnyMessage, Prepare, Promised
 from zcluster.consensus.core import Core
+from zcluster.consensus.proposer import Proposer
 from zcluster.consensus.slots import Slots
 from zcluster.sim.checkers import Checkers
+from zcluster.sim.chosen_configurations import ChosenConfigurations
+from zcluster.sim.configurations import NOBODY
 from zcluster.sim.shadow import Shadow
 from zcluster.sim.world import Violation
 from zcluster.storage.recover import RecoveredStore
@@ -34,6 +38,8 @@ class PaxosCheckers(Checkers):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self.configurations: ChosenConfigurations = ChosenConfigurations(self.initial)
+        self._open: set[Term] = set()  # ballots whose opening was checked
         self._accepted: defaultdict[ReplicaId, dict[Index, Term]] = defaultdict(dict)  # on disk
         self._ballots: dict[Index, set[Term]] = {}  # under which the slot was accepted anywhere
         self._values: dict[Index, Value] = {}  # chosen
@@ -42,7 +48,12 @@ class PaxosCheckers(Checkers):
 
     # -- the disk -----------------------------------------------------------------------------------------------------
 
+    def _change_written(self, replica: ReplicaId, entry: Entry) -> None:
+        """In force when chosen, not before."""
+
     def _match(self, replica: ReplicaId, entry: Entry, previous_term: Term | None) -> None:
+        if (entry.index, entry.epoch) not in self._written:
+            self.configurations.proposed(replica, entry)
         super()._match(replica, entry, None)
         chosen = self.committed.get(entry.index)
         if chosen is not None and entry.epoch > chosen and self._values[entry.index] != (entry.kind, entry.data):
@@ -65,8 +76,10 @@ class PaxosCheckers(Checkers):
         for batch in shadow.pending:
             if batch.seq > seq:
                 break
+            self.configurations.known(replica, batch.chosen)
             if batch.snapshot is not None:
                 accepted.clear()
+                self.configurations.known(replica, batch.snapshot.index)
             for entry in batch.entries:
                 if accepted.get(entry.index, 0) > entry.epoch:
                     raise Violation("promises are kept", f"{replica} accepts {entry.index} under a lower ballot")
@@ -125,13 +138,26 @@ class PaxosCheckers(Checkers):
         self.leaders[term] = replica
         if ballots.proposer_of(term) != replica:
             raise Violation("ballots are unique", f"{replica} leads by the ballot {ballots.text(term)}")
-        self._check_leases(replica, term)
-        voters = core.membership.current.voters
+        self._check_promised(replica, core, slots.last_index)
+
+    def _check_promised(self, replica: ReplicaId, core: Core, slot: Index) -> None:
+        """Those who decide on this slot."""
+        term, voters = core.term, self.configurations.in_force(slot).voters
         promised = [voter for voter in voters if self._votes.get((voter, term)) == replica]
         if len(promised) < ballots.prepare_quorum(len(voters), core.settings.accept_quorum):
             raise Violation(
                 "promises are kept", f"{replica} leads in {ballots.text(term)} by the promises of {promised}"
             )
+
+    def _check_opened(self, replica: ReplicaId, core: Core) -> None:
+        """Phase 1 is complete, behind whatever changes it found."""
+        term, slots, proposer = core.term, core.log, core.leadership
+        assert isinstance(slots, Slots)
+        if not isinstance(proposer, Proposer) or not proposer.opening or term in self._open:
+            return
+        self._open.add(term)
+        self._check_leases(replica, term)  # one that settles the slots of an older configuration serves nobody yet
+        self._check_promised(replica, core, proposer.opening)
         for index in range(slots.base_index + 1, self.highest + 1):
             chosen = self.committed.get(index, term)
             entry = slots.get(index)
@@ -155,12 +181,13 @@ class PaxosCheckers(Checkers):
 
     def _choose(self, replica: ReplicaId, core: Core, entry: Entry) -> None:
         """The first replica calls the slot chosen."""
-        index = entry.index
-        needed = ballots.accept_quorum(len(core.membership.current.voters), core.settings.accept_quorum)
+        index, voters = entry.index, self.configurations.in_force(entry.index).voters
+        needed = ballots.accept_quorum(len(voters), core.settings.accept_quorum)
+        mask = sum(1 << voter for voter in voters)
         chosen = [
             ballot
             for ballot in self._ballots.get(index, ())
-            if self._holders.get((index, ballot), 0).bit_count() >= needed
+            if (self._holders.get((index, ballot), 0) & mask).bit_count() >= needed
         ]
         if not chosen:
             raise Violation(
@@ -168,10 +195,21 @@ class PaxosCheckers(Checkers):
             )
         self._values[index] = (entry.kind, entry.data)
         self.committed[index] = min(chosen)
+        self.configurations.chosen(entry)
         self._former.pop(index, None)
         self.highest = max(self.highest, index)
         self.committed_at.append((self._world.now, index))
         self._compare_with_log(index, entry.epoch)
+
+    def _check_members(self, replica: ReplicaId, core: Core, shadow: Shadow) -> None:
+        self._check_opened(replica, core)
+        self.configurations.check_proposed(self.highest)
+        expected = self.configurations.in_force(core.commit_index + 1)
+        if not expected.index and replica not in self.initial.voters and not core.log.base_index:
+            expected = NOBODY  # the first members are in no slot: it has not been told of anybody
+        current = core.membership.current
+        if (current.voters, current.learners) != (expected.voters, expected.learners):
+            raise Violation("membership", f"{replica} goes by {current}, chosen is {expected}")
 
     # -- weak durability ----------------------------------------------------------------------------------------------
 

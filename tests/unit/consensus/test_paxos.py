@@ -433,6 +433,24 @@ def test_nothing_is_proposed_behind_a_change_before_it_is_chosen() -> None:
     solo.core.propose(b"x", solo.now)
 
 
+def test_a_change_is_proposed_when_everything_before_it_is_chosen() -> None:
+    """Else a later proposer that does not see this one may put its own change before it. Found then, this one would
+    undo that."""
+    solo = SoloPaxos()
+    solo.lead()
+    index, _ = solo.core.propose(b"x", solo.now)
+    assert solo.core.propose_config(ConfigChange(ADD_LEARNER, 4), solo.now) == index + 1
+    solo.pump()
+    assert solo.core.log.last_index == index
+    with pytest.raises(Busy):
+        solo.core.propose(b"y", solo.now)
+    solo.accepted(2, index)
+    assert solo.last(Accept, 2).entries[-1].kind == KIND_CONFIG
+    assert solo.core.log.last_index == index + 1
+    solo.accepted(2, index + 1)
+    assert solo.core.membership.current.learners == (4,)
+
+
 def test_a_change_is_told_to_nobody_before_the_new_configuration_knows_it() -> None:
     solo = SoloPaxos(voters=(1, 2))
     solo.lead()
@@ -465,6 +483,43 @@ def test_a_change_that_phase_1_finds_stops_it_and_phase_1_is_done_again_behind_i
     assert solo.last(Accept, 3).entries[-1].index == 3
 
 
+def test_a_learner_that_lags_is_not_promoted() -> None:
+    solo = SoloPaxos(configuration=Configuration((1, 2, 3), (4,)))
+    solo.lead()
+    with pytest.raises(Busy, match="does not answer yet"):
+        solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now)
+    solo.accepted(4)
+    for _ in range(9):
+        solo.core.propose(bytes(500_000), solo.now)
+        solo.pump()
+        solo.accepted(2)
+    with pytest.raises(Busy, match="9 entries behind"):
+        solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now)
+    solo.accepted(4, 2)
+    assert solo.core.propose_config(ConfigChange(PROMOTE, 4), solo.now) == 11
+
+
+def test_no_change_leaves_voters_of_whom_no_majority_answers() -> None:
+    """Of voters 1 and 3 with 3 dead nobody could ever seal it, nor decide on anything behind it."""
+    solo = SoloPaxos()
+    solo.lead()
+    solo.now += TIMEOUT
+    solo.accepted(2)
+    with pytest.raises(Busy, match=r"\[3\] do not answer"):
+        solo.core.propose_config(ConfigChange(REMOVE, 2), solo.now)
+    assert solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now) == 2
+
+
+def test_a_small_accept_quorum_is_not_enough_to_change_members() -> None:
+    """Two of four decide, but two alone elect nobody."""
+    solo = SoloPaxos(voters=(1, 2, 3, 4, 5), settings=Settings(accept_quorum=2))
+    solo.lead()
+    solo.now += TIMEOUT
+    solo.accepted(2)
+    with pytest.raises(Busy, match=r"\[4, 5\] do not answer"):
+        solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now)
+
+
 def test_members_come_and_go() -> None:
     network = paxos_network(3)
     network.elect()
@@ -476,6 +531,7 @@ def test_members_come_and_go() -> None:
         index = core.propose_config(change, network.now)
         network.pump(network.nodes[leader])
         network.run_until(lambda at=leader, i=index: network.nodes[at].applied_index >= i)  # type: ignore[misc]
+        network.run(TIMEOUT)
         network.elect()
     assert len(network.core(network.leader()).membership.current.voters) == 3
     assert network.commit(b"b")

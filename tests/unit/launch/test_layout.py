@@ -124,6 +124,8 @@ def test_only_safe_settings_of_a_stopped_cluster_change() -> None:
     assert load_spec(spec.path) == changed
     with pytest.raises(Conflict, match=r"nodes is 3, not 5; to change that: .* up, then .* scale 5"):
         layout.prepare_start(spec, {"nodes": 5, "balance": "random"})
+    with pytest.raises(Conflict, match=r"engine is 'raft', not 'paxos'; use another name, or discard it"):
+        layout.prepare_start(spec, {"engine": "paxos"})
     with pytest.raises(InvalidInput):
         layout.prepare_start(spec, {"nodes": 0})
 

@@ -17,10 +17,15 @@ def identity(engine: str = "paxos") -> Identity:
 
 
 def life(
-    path: Path, *batches: WriteBatch, boot: str = "b", mode: str = "fsync", create: bool = False
+    path: Path,
+    *batches: WriteBatch,
+    boot: str = "b",
+    mode: str = "fsync",
+    create: bool = False,
+    engine: str = "paxos",
 ) -> RecoveredStore:
     """Open, write the batches in frames of their own, end without a clean stop."""
-    store = open_store(PosixDisk(), path, identity=identity(), boot_id=boot, create=create)
+    store = open_store(PosixDisk(), path, identity=identity(engine), boot_id=boot, create=create)
     store.wal.begin_mode(mode)
     for batch in batches:
         store.wal.append([batch])
@@ -55,7 +60,8 @@ def test_after_a_power_cut_a_higher_ballot_in_the_log_does_not_end_the_doubt_but
     assert life(tmp_path, boot="after", mode="none").suspect_after is None
 
 
-def test_the_other_engine_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    life(tmp_path, create=True)
-    with pytest.raises(WrongCluster, match="--engine paxos"):
-        open_store(PosixDisk(), tmp_path, identity=identity("raft"), boot_id="b", create=False)
+@pytest.mark.parametrize(("wrote", "opens"), [("paxos", "raft"), ("raft", "paxos")])
+def test_the_other_engine_is_refused_with_what_to_do(tmp_path: Path, wrote: str, opens: str) -> None:
+    life(tmp_path, create=True, engine=wrote)
+    with pytest.raises(WrongCluster, match=f"written by the engine {wrote}, .* `--engine {wrote}`, or make a new one"):
+        open_store(PosixDisk(), tmp_path, identity=identity(opens), boot_id="b", create=False)
