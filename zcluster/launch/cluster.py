@@ -302,7 +302,8 @@ class Cluster:
         Args:
             progress: called with what is being waited for, in words.
         Returns: `nodes` (names), `changed`, and `absent`: names of those that are kept down, and join once started.
-        Raises: InvalidInput, NoQuorum (nothing was changed), Conflict (another change runs), Timeout (it goes on).
+        Raises: InvalidInput, NoQuorum (nothing was changed), Conflict (another change runs), Timeout (says whether it
+        goes on).
         """
         make_settings(nodes=nodes)
         return self.control.call("scale", timeout=timeout + 10, progress=progress, nodes=nodes, timeout_s=timeout)
