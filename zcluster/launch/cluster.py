@@ -16,7 +16,7 @@ import msgspec
 
 from zcluster import config, wire
 from zcluster.config import load_spec, make_settings
-from zcluster.errors import Error, InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.errors import Conflict, Error, InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
@@ -92,6 +92,20 @@ class Cluster:
     def answering(self) -> list[str]:
         """Nodes that can answer: alive and not frozen."""
         return [name for name, condition in self.conditions().items() if condition == "up"]
+
+    def still_answering(self) -> Callable[[], list[str]]:
+        """Of the replicas that run now, those that have neither died nor been frozen since: another process under the
+        same name does not know what the one before it was asked."""
+        before = self._look()
+        return lambda: [n for n, seen in self._look().items() if seen.condition == "up" and seen == before.get(n)]
+
+    def require_answering(self, node: str, what: str) -> None:
+        """`what` it is to do, in words. Raises: InvalidInput (a worker, the router), Conflict (down, or frozen)."""
+        self.spec.replica_id(node)
+        state = self.conditions().get(node, "down")
+        if state != "up":
+            verb = "resume" if state == "paused" else "start"
+            raise Conflict(f"{node} is {state} and cannot {what}: {config.command(self.directory)} {verb} {node}")
 
     def conditions(self) -> dict[str, str]:
         """What the system knows of each node's replica: "up", "paused" or "down"."""
