@@ -169,7 +169,7 @@ class Leadership:
             )
 
     def _is_heard(self, progress: Progress, now: Nanoseconds) -> bool:
-        return now - progress.active_at < self._settings.election_timeout
+        return progress.heard and now - progress.active_at < self._settings.election_timeout
 
     def _check_caught_up(self, replica: ReplicaId, learner: Progress, now: Nanoseconds) -> None:
         if learner.repair:
