@@ -153,16 +153,24 @@ class Leadership:
 
     # -- members ------------------------------------------------------------------------------------------------------
 
-    def check_prudent(self, change: ConfigChange, after: Configuration, now: Nanoseconds) -> None:
+    def check_prudent(self, change: ConfigChange, after: Configuration, promise: Promise, now: Nanoseconds) -> None:
         """Refuse, for now, what would stop the service: it is in force as soon as it is in the log.
 
         A learner is promoted once it has caught up (thesis §4.2.1), and a majority of the voters that there would be
-        must have been heard within an election timeout. Raises: Busy.
+        must have been heard within an election timeout, and not be known to have died since. Raises: Busy.
         """
         learner = self.progress.get(change.replica)
         if change.action == PROMOTE and learner is not None:
             self._check_caught_up(change.replica, learner, now)
-        silent = [v for v in after.voters if v != self._id and not self._is_heard(self.progress[v], now)]
+        silent = [
+            voter
+            for voter in after.voters
+            if voter != self._id
+            and (
+                not self._is_heard(self.progress[voter], now)
+                or promise.is_dead(voter, self.progress[voter].incarnation)
+            )
+        ]
         if len(after.voters) - len(silent) < quorum.majority(len(after.voters)):
             raise Busy(
                 f"of the voters {list(after.voters)} that there would be, {silent} do not answer; start them first"
