@@ -240,6 +240,7 @@ class Cluster:
             seconds: then it heals by itself; None: `heal` ends it. A restarted node is in touch with all again.
         Raises: InvalidInput, Conflict, Degraded.
         """
+        self._network.check_peers()
         names = self._node_names(bridge)
         chosen = [self._node_names(side) for side in sides]
         nodes = [n.name for n in self.spec.nodes]
@@ -250,6 +251,7 @@ class Cluster:
         self, selector: str | Iterable[str], *, direction: OneOrBoth = "both", seconds: float | None = None
     ) -> dict[str, Any]:
         """Cut each of these nodes off from all others: what it sends (out), what it hears (in), or both."""
+        self._network.check_peers()
         nodes = [n.name for n in self.spec.nodes]
         _check_direction(direction)
         return self._network.cut(links_of_isolation(nodes, self._node_names(selector), direction), seconds)
