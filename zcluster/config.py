@@ -120,6 +120,10 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     def node_name(self, replica_id: int) -> str | None:
         return next((n.name for n in self.nodes if n.replica_id == replica_id), None)
 
+    def preferred_replica(self) -> int:
+        """Replica id of the preferred leader. 0: nobody is preferred, or it is no node any more."""
+        return next((n.replica_id for n in self.nodes if n.name == self.settings.preferred_leader), 0)
+
     def worker_names(self, node: str) -> list[str]:
         return [f"{node}.w{i + 1}" for i in range(self.settings.workers)]
 

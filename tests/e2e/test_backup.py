@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,31 @@ def test_without_a_majority_there_is_no_backup_that_claims_to_be_whole(tmp_path:
         with pytest.raises(zcluster.InvalidInput, match="no node 'n9'"):
             Cluster(cluster.directory).backup(tmp_path / "b", node="n9", timeout=2)
         assert not (tmp_path / "b").exists()
+
+
+def test_a_node_that_is_down_or_paused_is_not_waited_for(tmp_path: Path) -> None:
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster:
+        cluster.nodes["n2"].pause()
+        with pytest.raises(zcluster.Conflict, match="n2 is paused and cannot be backed up"):
+            cluster.backup(tmp_path / "b", node="n2")
+        cluster.nodes["n2"].kill()
+        with pytest.raises(zcluster.Conflict, match="n2 is down and cannot be backed up"):
+            cluster.backup(tmp_path / "b", node="n2")
+        assert not (tmp_path / "b").exists()
+
+
+def test_who_dies_while_it_is_asked_is_waited_for_no_longer() -> None:
+    """Far behind, as if its checkpoint took long; and started again it does not know what it was asked."""
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster:
+        cluster.wait_healthy()
+        still = cluster.still_answering()
+        began = time.monotonic()
+
+        def kill() -> list[str]:
+            cluster.nodes["n2"].kill()
+            cluster.nodes["n2"].start()
+            return still()
+
+        never = wire.encode([1 << 40])
+        assert not probe.ask(cluster.spec, ["n2"], wire.CHECKPOINT, never, timeout_s=20, still=kill)
+        assert time.monotonic() - began < 10

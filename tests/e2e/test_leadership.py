@@ -100,3 +100,13 @@ def wait_for_leader(cluster: zcluster.LocalCluster, name: str) -> None:
     give_up = time.monotonic() + 30
     while (leader := cluster.leader) is None or leader.name != name:
         assert time.monotonic() < give_up
+
+
+def test_a_preferred_leader_with_a_new_disk_is_preferred_still() -> None:
+    """It comes back as another replica, which those that never stopped have to learn."""
+    with zcluster.LocalCluster(nodes=3, workers=0, preferred_leader="n2") as cluster:
+        wait_for_leader(cluster, "n2")
+        cluster.nodes["n2"].kill()
+        cluster.nodes["n2"].wipe()
+        cluster.nodes["n2"].start()
+        wait_for_leader(cluster, "n2")

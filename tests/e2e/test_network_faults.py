@@ -73,6 +73,14 @@ def wait_value(cluster: zcluster.LocalCluster, node: str, key: str, value: bytes
     until(lambda: read_at(cluster, node, wire.EVENTUAL, key) == value, f"{node} does not catch up")
 
 
+def test_one_node_has_no_network_to_cut() -> None:
+    with zcluster.LocalCluster(nodes=1, workers=0) as cluster:
+        with pytest.raises(zcluster.InvalidInput, match="has one node: there is no network"):
+            cluster.partition(["n1"])
+        with pytest.raises(zcluster.InvalidInput, match="has one node: there is no network"):
+            cluster.isolate("n1")
+
+
 def test_a_leader_cut_off_is_replaced_and_says_nothing_stale() -> None:
     with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client, load(cluster) as workload:
         client.kv.put("k", b"old")

@@ -95,10 +95,20 @@ def restore(app: App, /, file: Path, wait_s: float, **flags: Any) -> None:
     began = time.monotonic()
     app.transient(f"   checking {file} …")
 
+    made = False
+
     def planted(manifest: Manifest) -> None:
+        nonlocal made
+        made = True
         app.step("state restored", _summary(manifest))
         app.transient(f'   starting cluster "{app.name}" …')
 
-    cluster, report, manifest = launch.restore(file, app.name, given, wait_s, StepReporter(app), planted)
+    try:
+        cluster, report, manifest = launch.restore(file, app.name, given, wait_s, StepReporter(app), planted)
+    except KeyboardInterrupt:
+        app.clear_transient()
+        if made:
+            app.say(f"interrupted; the new cluster goes on: {app.command} status, {app.command} down --purge")
+        raise
     app.emit({**report, "restored": _fields(file, manifest)})
     show_ending(app, cluster, report, time.monotonic() - began)

@@ -421,6 +421,7 @@ class Core(ABC):
         if progress is None:
             return None
         progress.active_at = self.now
+        progress.heard = True
         return leadership
 
     def _handle_heartbeat_reply(self, sender: ReplicaId, message: HeartbeatReply) -> None:

@@ -153,16 +153,25 @@ class Leadership:
 
     # -- members ------------------------------------------------------------------------------------------------------
 
-    def check_prudent(self, change: ConfigChange, after: Configuration, now: Nanoseconds) -> None:
+    def check_prudent(self, change: ConfigChange, after: Configuration, promise: Promise, now: Nanoseconds) -> None:
         """Refuse, for now, what would stop the service: the voters that there would be decide on everything behind it.
 
         A learner is promoted once it has caught up (thesis §4.2.1), and a quorum of the voters that there would be,
-        but no less than a majority, must have been heard within an election timeout. Raises: Busy.
+        but no less than a majority, must have been heard within an election timeout, and not be known to have died
+        since. Raises: Busy.
         """
         learner = self.progress.get(change.replica)
         if change.action == PROMOTE and learner is not None:
             self._check_caught_up(change.replica, learner, now)
-        silent = [v for v in after.voters if v != self._id and not self._is_heard(self.progress[v], now)]
+        silent = [
+            voter
+            for voter in after.voters
+            if voter != self._id
+            and (
+                not self._is_heard(self.progress[voter], now)
+                or promise.is_dead(voter, self.progress[voter].incarnation)
+            )
+        ]
         voters = len(after.voters)
         if voters - len(silent) < max(self._quorum(voters), quorum.majority(voters)):
             raise Busy(
@@ -170,7 +179,7 @@ class Leadership:
             )
 
     def _is_heard(self, progress: Progress, now: Nanoseconds) -> bool:
-        return now - progress.active_at < self._settings.election_timeout
+        return progress.heard and now - progress.active_at < self._settings.election_timeout
 
     def _check_caught_up(self, replica: ReplicaId, learner: Progress, now: Nanoseconds) -> None:
         if learner.repair:

@@ -140,7 +140,7 @@ class Paxos(Core):
             raise Busy("the proposer has not chosen anything yet; retry")
         index = self.log.last_index + 1
         configuration = members.changed(self.membership.current, change, index)
-        proposer.check_prudent(change, configuration, self.now)
+        proposer.check_prudent(change, configuration, self.promise, self.now)
         proposer.stop(index)
         proposer.change_waits = members.encode(configuration)
         self._propose_change(proposer)

@@ -28,7 +28,8 @@ class Progress:
     """Invariant: match_index < next_index; the window holds at most `inflight_max` requests.
 
     sent_at: when the last request left or was answered; a silent pipeline is nudged by it.
-    active_at: when the peer was last heard in this term (for check-quorum).
+    active_at: when the peer was last heard in this term (for check-quorum); before it was, when the term began.
+    heard: whether it was heard in this term at all.
     acked_round: last heartbeat round that the peer answered.
     repair: the peer says it is damaged; then its match_index moves but does not count. `repair_target`: what it must
     match before it is told otherwise; None before it said so.
@@ -38,6 +39,7 @@ class Progress:
         "acked_round",
         "active_at",
         "commit_sent",
+        "heard",
         "incarnation",
         "inflight",
         "match_index",
@@ -53,6 +55,7 @@ class Progress:
 
     def __init__(self, next_index: Index, incarnation: int, now: Nanoseconds) -> None:
         self.active_at = now
+        self.heard = False
         self.acked_round = 0
         self.reset(next_index, incarnation, now)
 

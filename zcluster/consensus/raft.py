@@ -96,7 +96,7 @@ class Raft(Core):
             raise Busy("another membership change is not committed yet; retry")
         index = self.log.last_index + 1
         configuration = members.changed(self.membership.current, change, index)
-        leadership.check_prudent(change, configuration, self.now)
+        leadership.check_prudent(change, configuration, self.promise, self.now)
         self.log.append(Entry(index, self.term, KIND_CONFIG, members.encode(configuration)))
         self.membership.appended([configuration])
         self._configuration_in_force()

@@ -60,7 +60,7 @@ def backup(
         raise backup_file.refusal(target)
     if node is not None:
         node = cluster.resolve(node)[0]
-        cluster.spec.replica_id(node)  # raises: a worker, or the router
+        cluster.require_answering(node, "be backed up")
     give_up = time.monotonic() + timeout
     covering = read_barrier(cluster, give_up)
     source = _write_checkpoint(cluster, node, covering, give_up)
@@ -116,14 +116,16 @@ def read_barrier(cluster: Cluster, give_up: float) -> Index:
 
 def _write_checkpoint(cluster: Cluster, node: str | None, covering: Index, give_up: float) -> str:
     """Have one node write a checkpoint that covers an index. Returns: which."""
+    still = cluster.still_answering()
     if node is not None:
         candidates = [node]
     else:  # a follower: it has time; the leader only if there is nobody else
         leader = cluster.leader
-        candidates = sorted(cluster.answering(), key=lambda name: leader is not None and name == leader.name)
+        candidates = sorted(still(), key=lambda name: leader is not None and name == leader.name)
     for left, name in zip(range(len(candidates), 0, -1), candidates, strict=True):
         wait_s = max(0.1, (give_up - time.monotonic()) / left)
-        answers = probe.ask(cluster.spec, [name], wire.CHECKPOINT, wire.encode([covering]), timeout_s=wait_s)
+        question = wire.encode([covering])
+        answers = probe.ask(cluster.spec, [name], wire.CHECKPOINT, question, timeout_s=wait_s, still=still)
         kind, body = answers.get(name, (0, b""))
         if kind == wire.RESULT:
             return name

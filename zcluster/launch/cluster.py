@@ -16,7 +16,7 @@ import msgspec
 
 from zcluster import config, wire
 from zcluster.config import load_spec, make_settings
-from zcluster.errors import Error, InvalidInput, NoQuorum, NotRunning, Timeout
+from zcluster.errors import Conflict, Error, InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
 from zcluster.launch import process as system
 from zcluster.launch.control import Control
@@ -92,6 +92,20 @@ class Cluster:
     def answering(self) -> list[str]:
         """Nodes that can answer: alive and not frozen."""
         return [name for name, condition in self.conditions().items() if condition == "up"]
+
+    def still_answering(self) -> Callable[[], list[str]]:
+        """Of the replicas that run now, those that have neither died nor been frozen since: another process under the
+        same name does not know what the one before it was asked."""
+        before = self._look()
+        return lambda: [n for n, seen in self._look().items() if seen.condition == "up" and seen == before.get(n)]
+
+    def require_answering(self, node: str, what: str) -> None:
+        """`what` it is to do, in words. Raises: InvalidInput (a worker, the router), Conflict (down, or frozen)."""
+        self.spec.replica_id(node)
+        state = self.conditions().get(node, "down")
+        if state != "up":
+            verb = "resume" if state == "paused" else "start"
+            raise Conflict(f"{node} is {state} and cannot {what}: {config.command(self.directory)} {verb} {node}")
 
     def conditions(self) -> dict[str, str]:
         """What the system knows of each node's replica: "up", "paused" or "down"."""
@@ -226,6 +240,7 @@ class Cluster:
             seconds: then it heals by itself; None: `heal` ends it. A restarted node is in touch with all again.
         Raises: InvalidInput, Conflict, Degraded.
         """
+        self._network.check_peers()
         names = self._node_names(bridge)
         chosen = [self._node_names(side) for side in sides]
         nodes = [n.name for n in self.spec.nodes]
@@ -236,6 +251,7 @@ class Cluster:
         self, selector: str | Iterable[str], *, direction: OneOrBoth = "both", seconds: float | None = None
     ) -> dict[str, Any]:
         """Cut each of these nodes off from all others: what it sends (out), what it hears (in), or both."""
+        self._network.check_peers()
         nodes = [n.name for n in self.spec.nodes]
         _check_direction(direction)
         return self._network.cut(links_of_isolation(nodes, self._node_names(selector), direction), seconds)
@@ -302,7 +318,8 @@ class Cluster:
         Args:
             progress: called with what is being waited for, in words.
         Returns: `nodes` (names), `changed`, and `absent`: names of those that are kept down, and join once started.
-        Raises: InvalidInput, NoQuorum (nothing was changed), Conflict (another change runs), Timeout (it goes on).
+        Raises: InvalidInput, NoQuorum (nothing was changed), Conflict (another change runs), Timeout (says whether it
+        goes on).
         """
         make_settings(nodes=nodes)
         return self.control.call("scale", timeout=timeout + 10, progress=progress, nodes=nodes, timeout_s=timeout)

@@ -118,7 +118,7 @@ class NetworkFaults:
             nodes that are down and start with a whole network.
         Raises: Conflict (no link would be cut, or both ends of one are paused), InvalidInput, Degraded.
         """
-        self._check_peers()
+        self.check_peers()
         until = _until(seconds)
         seen = self._look()
         able = [n for n in self.names if seen[n].condition == "up"]
@@ -152,7 +152,7 @@ class NetworkFaults:
     def slow(self, names: Sequence[str], ms: float, seconds: float | None = None) -> dict[str, Any]:
         """Everything that these nodes send to and hear from their peers comes `ms` later; 0: no more."""
         if not 0 <= ms <= DELAY_MAX / MS:
-            raise InvalidInput(f"a delay is from 0 to {DELAY_MAX // MS:,} ms, not {ms:g} ms")
+            raise InvalidInput(f"a delay is from 0 to {DELAY_MAX // MS:,} ms, not {ms:,.10g} ms")
         until = _until(seconds)
         rules = _both_ways(Rule("slow", "in", until=until, delay=int(ms * MS))) if ms else ()
         self._tell_each(names, Order(("slow",), rules))
@@ -186,7 +186,8 @@ class NetworkFaults:
             raise Degraded(f"{_and(silent)} did not answer; the others are healed. Try again: {self._command} heal")
         return {"healed": up}
 
-    def _check_peers(self) -> None:
+    def check_peers(self) -> None:
+        """Raises: InvalidInput, if there is no network to break."""
         if len(self.names) < 2:
             raise InvalidInput(
                 f"cluster {self._spec.name!r} has one node: there is no network among replicas to break; "
@@ -204,7 +205,7 @@ class NetworkFaults:
 
     def _tell_each(self, names: Sequence[str], order: Order) -> None:
         """Nodes that alone keep the rule: all must be there. Raises: Conflict, Timeout."""
-        self._check_peers()
+        self.check_peers()
         if not names:
             raise InvalidInput("no node is named")
         seen = self._look()

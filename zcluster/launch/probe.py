@@ -7,7 +7,7 @@ starting, dead) costs the caller its timeout and nothing else. Threads: each obj
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import zmq
@@ -20,6 +20,8 @@ HELLO_AGAIN_S: Final = 0.2
 """A replica that was restarted meanwhile does not know us: greet again after this long."""
 ROUTER_AGAIN_S: Final = 0.02
 RECONNECT_MS: Final = 5
+LOOK_S: Final = 0.2
+"""How often those who ask look whether the others are still there."""
 GREETING: Final = 1
 """The number of every HELLO."""
 
@@ -164,10 +166,18 @@ def _receive_parts(socket: zmq.Socket[bytes]) -> list[bytes] | None:
 
 
 def ask(
-    spec: ClusterSpec, names: Iterable[str], kind: int, body: bytes | Mapping[str, bytes] = b"", *, timeout_s: float
+    spec: ClusterSpec,
+    names: Iterable[str],
+    kind: int,
+    body: bytes | Mapping[str, bytes] = b"",
+    *,
+    timeout_s: float,
+    still: Callable[[], Collection[str]] | None = None,
 ) -> dict[str, Reply]:
     """One question to several processes at once; `body` may differ by name.
 
+    Args:
+        still: for questions that take long: who can still answer, looked at again and again; nobody waits for others.
     Returns:
         Who answered within `timeout_s`: name -> (kind, body).
     """
@@ -181,14 +191,21 @@ def ask(
             names_of[socket] = name
             poller.register(socket, zmq.POLLOUT)
         give_up = time.monotonic() + timeout_s
-        while len(answers) < len(names_of) and (left_s := give_up - time.monotonic()) > 0:
-            for socket, events in poller.poll(int(left_s * 1000) + 1):
+        waiting = set(names_of.values())
+        look_at = time.monotonic() + LOOK_S
+        while waiting and (left_s := give_up - (now := time.monotonic())) > 0:
+            if still is not None and now >= look_at:
+                waiting &= set(still())
+                look_at = now + LOOK_S
+            wait_s = left_s if still is None else min(left_s, LOOK_S)
+            for socket, events in poller.poll(int(wait_s * 1000) + 1):
                 if events & zmq.POLLOUT:
                     content = body if isinstance(body, bytes) else body[names_of[socket]]
                     socket.send_multipart([wire.pack_head(kind, 1), content], zmq.NOBLOCK)
                     poller.modify(socket, zmq.POLLIN)
                 elif (reply := _receive(socket)) is not None and reply[0] != wire.LEADER:
                     answers[names_of[socket]] = reply
+                    waiting.discard(names_of[socket])
                     poller.unregister(socket)
     finally:
         for socket in names_of:

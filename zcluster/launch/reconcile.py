@@ -300,6 +300,9 @@ class Reconciler:
                 self.requests.refuse(waiter.client, NoQuorum(f"{waiter.what}: {why}. {self._see()}"))
             elif now < waiter.deadline:
                 kept.append(waiter)
+            elif waiter.begin is not None:
+                text = f"{waiter.what}: no leader has answered yet; nothing was changed. {self._see()}"
+                self.requests.refuse(waiter.client, Timeout(text))
             elif silent:
                 text = f"{waiter.what}: no leader answers; it goes on as soon as there is a majority. {self._see()}"
                 self.requests.refuse(waiter.client, NoQuorum(text))

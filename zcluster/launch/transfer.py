@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from zcluster import config, wire
-from zcluster.errors import Conflict, InvalidInput, Timeout
+from zcluster.errors import InvalidInput, Timeout
 from zcluster.launch import probe
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ def transfer(cluster: Cluster, selector: str, timeout: float) -> Node:
     names = cluster.resolve(selector)
     target = names[0]
     replica_id = cluster.spec.replica_id(target)
-    if target not in cluster.answering():
-        state = "paused" if cluster.nodes[target].alive else "down"
-        verb = "resume" if state == "paused" else "start"
-        raise Conflict(f"{target} is {state} and cannot lead: {config.command(cluster.directory)} {verb} {target}")
+    cluster.require_answering(target, "lead")
     give_up = time.monotonic() + timeout
     ask_at = 0.0
     while True:

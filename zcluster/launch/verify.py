@@ -31,7 +31,8 @@ def verify(cluster: Cluster, timeout: float) -> dict[str, Any]:
         index = _mark(cluster, give_up)
         left_s = max(0.1, give_up - time.monotonic())
         body = wire.encode([index])
-        answers = probe.ask(cluster.spec, cluster.answering(), wire.VERIFY, body, timeout_s=left_s)
+        still = cluster.still_answering()
+        answers = probe.ask(cluster.spec, still(), wire.VERIFY, body, timeout_s=left_s, still=still)
         found = {name: wire.decode(answer)[1] for name, (kind, answer) in answers.items() if kind == wire.RESULT}
         digests = {name: digest for name, digest in sorted(found.items()) if digest is not None}
         busy = len(found) > len(digests)

@@ -42,7 +42,7 @@ class Leading:
     def __init__(self, me: ReplicaId, preferred: ReplicaId, election_timeout: Nanoseconds) -> None:
         self.patience: Nanoseconds = election_timeout // 2
         self._me = me
-        self._preferred = preferred if preferred != me else NO_REPLICA
+        self.prefer(preferred)
         self._election_timeout = election_timeout
         self._again_at: Nanoseconds = 0
         self._lags: deque[Nanoseconds] = deque(maxlen=LAGS)
@@ -77,6 +77,10 @@ class Leading:
         return _transfer(core, NO_REPLICA, now)
 
     # -- preference ---------------------------------------------------------------------------------------------------
+    def prefer(self, preferred: ReplicaId) -> None:
+        """As `preferred` above. A node whose disk was wiped, or that was removed and came back, is another replica."""
+        self._preferred = preferred if preferred != self._me else NO_REPLICA
+
     def next_deadline(self, core: Consensus) -> Nanoseconds:
         """When `look` wants to be called; NEVER if somebody else leads, or nobody is preferred."""
         return self._look_at if self._preferred and core.is_leader else NEVER

@@ -176,6 +176,11 @@ class Replica:
         if self._leading is not None:
             self._leading.look(self.core, now)
 
+    def prefer(self, preferred: ReplicaId) -> None:
+        """Who is to lead if it can, from now on; 0: nobody in particular."""
+        if self._leading is not None:
+            self._leading.prefer(preferred)
+
     def strained(self, stuck_since: Nanoseconds, late: Nanoseconds, now: Nanoseconds) -> str | None:
         """How the disk and the loop do. `stuck_since`: nothing submitted became durable since then (NEVER: nothing
         waits). `late`: how long the last turn took. Returns: why leadership is being handed over, if it is."""

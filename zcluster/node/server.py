@@ -159,6 +159,7 @@ class Server:
         if (self._node, self._me.sender) in {(n.name, n.replica_id) for n in fresh.nodes}:
             self._spec = fresh
             self._connect_peers()
+            self.replica.prefer(fresh.preferred_replica())
         if members <= {n.replica_id for n in self._spec.nodes}:
             self._strangers_at = NEVER
 

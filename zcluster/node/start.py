@@ -36,7 +36,6 @@ from zcluster.types import (
     HardState,
     Identity,
     Nanoseconds,
-    ReplicaId,
     SnapshotMeta,
     WriteBatch,
 )
@@ -161,11 +160,6 @@ def core_settings(spec: ClusterSpec) -> CoreSettings:
     )
 
 
-def preferred_leader(spec: ClusterSpec) -> ReplicaId:
-    """0: none, or one that is no node any more."""
-    return next((n.replica_id for n in spec.nodes if n.name == spec.settings.preferred_leader), NO_REPLICA)
-
-
 def new_replica(
     spec: ClusterSpec,
     store: Store,
@@ -199,7 +193,7 @@ def new_replica(
         applied=store.recovered.checkpoint or SnapshotMeta(0, 0, initial),
         now=now,
         verify_death=verify_death,
-        leading=Leading(replica_id, preferred_leader(spec), spec.settings.election_timeout_ms * MS),
+        leading=Leading(replica_id, spec.preferred_replica(), spec.settings.election_timeout_ms * MS),
         digest_interval=spec.settings.verify_seconds * 1000 * MS,
     )
 

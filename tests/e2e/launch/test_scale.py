@@ -172,6 +172,8 @@ def test_without_a_majority_nothing_is_changed(cluster: zcluster.LocalCluster) -
         cluster.scale(5)
     with pytest.raises(NoQuorum, match="nothing was changed"):
         cluster.nodes["n2"].wipe()
+    with pytest.raises(zcluster.Timeout, match="no leader has answered yet; nothing was changed"):
+        cluster.scale(5, timeout=1)
     assert cluster.status()["change"] is None
     cluster.start("all")
     assert_settled(cluster, 3)

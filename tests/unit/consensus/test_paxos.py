@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from tests.unit.consensus.network import Network
 from tests.unit.consensus.paxos_network import paxos_network
 from tests.unit.consensus.solo import Solo
 from zcluster.consensus import ballots
@@ -520,6 +522,49 @@ def test_a_small_accept_quorum_is_not_enough_to_change_members() -> None:
         solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now)
 
 
+def propose_when_prudent(network: Network, change: ConfigChange) -> int:
+    """At the leader, as soon as it agrees. Returns: the slot."""
+    found: list[int] = []
+    leader = network.leader()
+
+    def proposed() -> bool:
+        with suppress(Busy):
+            found.append(network.core(leader).propose_config(change, network.now))
+            network.pump(network.nodes[leader])
+        return bool(found)
+
+    network.run_until(proposed)
+    return found[0]
+
+
+def test_no_change_leaves_a_quorum_of_silent_acceptors() -> None:
+    """As with Raft: of 1 2 3 4 with 1 and 2 dead nothing could be chosen, and the service would stop."""
+    network = paxos_network(5)
+    leader = network.elect()
+    assert network.commit(b"a")
+    dead = [replica for replica in network.nodes if replica != leader][:2]
+    going = next(replica for replica in network.nodes if replica not in (leader, *dead))
+    for replica in dead:
+        network.crash(replica)
+    until = network.now + 3 * TIMEOUT
+    while network.run_once(until):
+        pass
+    core = network.core(leader)
+    with pytest.raises(Busy, match="do not answer; start them first"):
+        core.propose_config(ConfigChange(REMOVE, going), network.now)
+    assert core.propose_config(ConfigChange(REMOVE, dead[0]), network.now), "a dead one may go"
+
+
+def test_a_learner_that_is_not_there_is_not_promoted() -> None:
+    network = paxos_network(3)
+    network.elect()
+    network.commit(b"a")
+    index = propose_when_prudent(network, ConfigChange(ADD_LEARNER, 4))
+    network.run_until(lambda: network.nodes[network.leader()].applied_index >= index)
+    with pytest.raises(Busy, match="replica 4 does not answer yet"):
+        network.core(network.leader()).propose_config(ConfigChange(PROMOTE, 4), network.now)
+
+
 def test_members_come_and_go() -> None:
     network = paxos_network(3)
     network.elect()
@@ -527,9 +572,7 @@ def test_members_come_and_go() -> None:
     network.add(4)
     for change in (ConfigChange(ADD_LEARNER, 4), ConfigChange(PROMOTE, 4), ConfigChange(REMOVE, network.leader())):
         leader = network.leader()
-        core = network.core(leader)
-        index = core.propose_config(change, network.now)
-        network.pump(network.nodes[leader])
+        index = propose_when_prudent(network, change)
         network.run_until(lambda at=leader, i=index: network.nodes[at].applied_index >= i)  # type: ignore[misc]
         network.run(TIMEOUT)
         network.elect()

@@ -115,6 +115,28 @@ def test_no_change_leaves_a_majority_of_silent_voters() -> None:
     assert solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now) == 2
 
 
+def test_who_has_never_answered_this_leader_does_not_count_as_heard() -> None:
+    """Right after an election: of voters 1 2 3 4 only 1 and 2 are known to be there, and 3 would be needed."""
+    solo = Solo(voters=(1, 2, 3, 4, 5))
+    solo.become_leader()
+    solo.acknowledge(2)
+    solo.acknowledge(5)
+    with pytest.raises(Busy, match=r"\[3, 4\] do not answer"):
+        solo.core.propose_config(ConfigChange(REMOVE, 5), solo.now)
+    solo.acknowledge(3)
+    assert solo.core.propose_config(ConfigChange(REMOVE, 5), solo.now) == 2
+
+
+def test_who_is_known_to_be_dead_does_not_count_as_heard() -> None:
+    """Its death is proved at once; it was heard a moment ago."""
+    solo = Solo()
+    solo.lead()
+    solo.core.peer_lost(3, 1, solo.now)
+    with pytest.raises(Busy, match=r"\[3\] do not answer"):
+        solo.core.propose_config(ConfigChange(REMOVE, 2), solo.now)
+    assert solo.core.propose_config(ConfigChange(REMOVE, 3), solo.now) == 2
+
+
 def test_the_last_voter_cannot_be_removed() -> None:
     solo = Solo(voters=(1,), bootstrap=True)
     solo.wait(0)

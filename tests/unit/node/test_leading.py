@@ -150,6 +150,15 @@ def test_one_that_cannot_lead_is_not_preferred(core: Core, fault: str) -> None:
     assert core.transfers == []
 
 
+def test_a_preferred_node_that_comes_back_as_another_replica_is_preferred_again(core: Core) -> None:
+    leading = make(preferred=5)  # wiped, or removed and added again: replica 3 now
+    assert look_until(leading, core, 0, 3 * STEADY_MIN) == []
+    leading.prefer(3)
+    assert len(look_until(leading, core, 3 * STEADY_MIN, 5 * STEADY_MIN)) == 1
+    leading.prefer(1)
+    assert leading.next_deadline(core) == NEVER, "it leads already"
+
+
 def test_who_is_preferred_itself_or_prefers_nobody_never_looks(core: Core) -> None:
     assert make(preferred=1).next_deadline(core) == NEVER
     assert make().next_deadline(core) == NEVER

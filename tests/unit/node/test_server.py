@@ -191,6 +191,23 @@ def test_the_address_of_a_new_member_is_read_from_the_description_before_anythin
     assert server._strangers_at == NEVER
 
 
+def test_a_preferred_leader_is_known_by_its_new_replica_id_once_the_description_is_read(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_until(server, lambda: server.replica.core.commit_index == 1)
+    assert server.replica.core.is_leader
+    assert server._spec.preferred_replica() == 0
+    settings = make_settings(preferred_leader="n2")
+    nodes = (NodeSpec("n1", 1), NodeSpec("n2", 7))
+    save_spec(msgspec.structs.replace(server._spec, settings=settings, nodes=nodes))
+    preferred: list[int] = []
+    monkeypatch.setattr(server.replica, "prefer", preferred.append)
+    out = Effects()
+    out.configuration = Configuration((1,), (7,))
+    server._carry_out(out)
+    assert preferred == [7]
+
+
 def test_a_description_that_does_not_have_this_replica_is_not_taken_over(server: Server) -> None:
     """It was removed, and has not been told yet."""
     save_spec(msgspec.structs.replace(server._spec, nodes=(NodeSpec("n1", 5), NodeSpec("n2", 2))))
