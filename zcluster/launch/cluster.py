@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zcluster import config, wire
+from zcluster import config, events, wire
 from zcluster.config import load_spec
 from zcluster.errors import InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
@@ -128,6 +128,10 @@ class Cluster:
             if p["kind"] != "worker" and p["state"] == "up" and not p["paused"]
         ]
         return report.describe(self.spec, supervisor, probe.statuses(self.spec, able, timeout_s=ANSWER_S))
+
+    def events(self, count: int | None = None) -> list[dict[str, Any]]:
+        """What happened, the oldest first: the last `count` events, or all that are kept. See docs/events.md."""
+        return events.read(self.directory, count)
 
     # -- choosing -----------------------------------------------------------------------------------------------------
     def resolve(self, selector: str, *, chooser: random.Random | None = None) -> list[str]:
