@@ -75,7 +75,7 @@ class Chronicle:
         """After a turn. Cheap as long as nothing has changed."""
         core = self._replica.core
         if self._seen != (core.term, core.leader):
-            self._turn_over()
+            self._turn_over(now)
         if self._taking_over is not None and self._replica.applied_term == core.term:
             times = {"without_service_ms": self._began, "since_exit_ms": self._exit_noticed}
             measured = {name: round((now - begin) / MS, 1) for name, begin in times.items() if begin is not None}
@@ -92,7 +92,7 @@ class Chronicle:
             self._repairing = False
             self.record("repaired")
 
-    def _turn_over(self) -> None:
+    def _turn_over(self, now: Nanoseconds) -> None:
         """The term or the leader has changed."""
         core = self._replica.core
         (term, leader), self._seen = self._seen, (core.term, core.leader)
@@ -111,6 +111,8 @@ class Chronicle:
             if core.term > term and core.status().role == "candidate":
                 self.record("election", term=core.term)
         if core.leader:
+            if core.leader != self._me:
+                self._heard = now  # the message that told who leads was one of it
             self._leader = core.leader
             self._exited.clear()
 

@@ -76,6 +76,13 @@ def test_time_without_service_runs_from_the_last_word_of_the_old_leader_to_the_f
     assert told.turn(119) == []
 
 
+def test_a_leader_that_said_nothing_but_that_it_leads_was_heard_then() -> None:
+    told = Told()
+    told.turn(50, leader=1)
+    (event,) = told.turn(70, term=2, leader=2, applied_term=2)
+    assert event["without_service_ms"] == 20.0
+
+
 def test_a_leader_that_was_only_silent_is_not_said_to_have_exited(told: Told) -> None:
     told.turn(700, term=2, leader=0, role="candidate")
     (event,) = told.turn(705, leader=2, applied_term=2)
