@@ -44,6 +44,7 @@ SECTIONS: Final[dict[str, dict[str, Place]]] = {
         "status": Place("observe", "status", "Show the state of a cluster and its nodes"),
         "verify": Place("verify", "verify", "Compare the states of all replicas"),
         "logs": Place("observe", "logs", "Show or follow the logs"),
+        "events": Place("events", "events", "Tell what happened: elections, faults, restarts"),
         "doctor": Place("doctor", "doctor", "Check this machine"),
     },
     "Faults, on n1, leader, followers, random, all, n1.w1, router": {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zcluster import config, wire
+from zcluster import config, events, wire
 from zcluster.config import load_spec, make_settings
 from zcluster.errors import Conflict, Error, InvalidInput, NoQuorum, NotRunning, Timeout
 from zcluster.launch import files, probe, readiness, report
@@ -163,6 +163,10 @@ class Cluster:
             if p["kind"] != "worker" and p["state"] == "up" and not p["paused"]
         ]
         return report.describe(spec, supervisor, probe.statuses(spec, able, timeout_s=ANSWER_S))
+
+    def events(self, count: int | None = None) -> list[dict[str, Any]]:
+        """What happened, the oldest first: the last `count` events, or all that are kept. See docs/events.md."""
+        return events.read(self.directory, count)
 
     # -- choosing -----------------------------------------------------------------------------------------------------
     def resolve(self, selector: str, *, chooser: random.Random | None = None) -> list[str]:

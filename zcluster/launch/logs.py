@@ -1,19 +1,17 @@
 """What the supervisor does for the logs of a cluster: it notes what happens to processes, and keeps every log bounded.
 
-    logs/events.jsonl    one line an event: {"time_ms": wall clock, "event": text, "process": name, "pid": pid or null}
+    logs/events.jsonl    what happens to processes, beside what they tell themselves; see `zcluster.events`
 
 Not here: reading logs (`cli.log_view`). One thread.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
+from zcluster.events import encode, new_event
 from zcluster.launch import files
 
 LOOK_S: Final = 30
@@ -31,13 +29,12 @@ class Logs:
         self._events = open(directory / "events.jsonl", "ab", buffering=0)  # noqa: SIM115 closed at exit
         self._sizes: dict[str, int] = {}
 
-    def note(self, event: str, process: str | None = None, pid: int | None = None) -> None:
+    def note(self, event: str, process: str | None = None, pid: int | None = None, **facts: Any) -> None:
         """One line. A full disk must not stop the supervisor."""
-        line: dict[str, Any] = {"time_ms": time.time_ns() // 1_000_000, "event": event}
-        if process is not None:
-            line |= {"process": process, "pid": pid}
+        about = {} if process is None else {"process": process, "pid": pid}
+        node = process.partition(".")[0] if process not in (None, "router") else None
         with suppress(OSError):
-            self._events.write(msgspec.json.encode(line) + b"\n")
+            self._events.write(encode(new_event(event, node, about | facts)))
 
     def bound(self, now: int) -> None:
         """Cut what has grown too long, and decide when to look again."""

@@ -205,7 +205,7 @@ class Supervisor:
         for child in self.fleet.living():
             if child.process is not None and child.process.exited():
                 pid = child.process.pid
-                self.note(f"died: {self.fleet.collect(child, now)}", child, pid)
+                self.note("died", child, pid, reason=self.fleet.collect(child, now))
 
     def start_due(self) -> None:
         now = time.monotonic_ns()
@@ -244,12 +244,12 @@ class Supervisor:
         for client, verb, arguments in self.verbs.requests.take():
             self.verbs.carry_out(client, verb, arguments)
 
-    def note(self, event: str, child: Child | None = None, pid: int | None = None) -> None:
+    def note(self, event: str, child: Child | None = None, pid: int | None = None, **facts: Any) -> None:
         """A line of the event log; `pid`: of a child that has none any more."""
         if child is None:
-            self.logs.note(event)
+            self.logs.note(event, **facts)
         else:
-            self.logs.note(event, child.name, child.process.pid if child.process is not None else pid)
+            self.logs.note(event, child.name, child.process.pid if child.process is not None else pid, **facts)
 
 
 def report_ready(descriptor: int, text: str = "ready") -> None:

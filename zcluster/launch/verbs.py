@@ -31,7 +31,7 @@ WHILE_CLOSING: Final = frozenset({"ping", "status", "down"})
 class Note(Protocol):
     """Writes a line of the event log."""
 
-    def __call__(self, event: str, child: Child | None = None) -> None: ...
+    def __call__(self, event: str, child: Child | None = None, **facts: Any) -> None: ...
 
 
 class Verbs:
@@ -106,7 +106,7 @@ class Verbs:
                 process.signal(number)
         names = {c.name for c in children}
         for child in children:
-            self.note(f"sent {signal_name}", child)
+            self.note("killed" if deadly else "signalled", child, signal=signal_name)
         if deadly:
             nodes = [c.name for c in children if c.kind == "replica" and c.name not in self.fleet.wishes.down]
             if nodes:

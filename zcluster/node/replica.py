@@ -243,6 +243,16 @@ class Replica:
         """Of the newest checkpoint that is complete."""
         return self._checkpoints.index
 
+    @property
+    def applied_term(self) -> Term:
+        """Of the entry applied last."""
+        return self._applied_epoch
+
+    @property
+    def configuration(self) -> Configuration:
+        """As of the entry applied last; a new object whenever it changed."""
+        return self._configuration
+
     # -- the turn -----------------------------------------------------------------------------------------------------
 
     def turn(self, now: Nanoseconds, wall_ms: int) -> Effects:

@@ -22,8 +22,10 @@ from zcluster import wire
 from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec, load_spec
 from zcluster.consensus.api import AnyMessage
 from zcluster.errors import Error, InvalidInput, NotLeader, StorageError
+from zcluster.events import EventLog
 from zcluster.machines.api import Machine
 from zcluster.node import status
+from zcluster.node.chronicle import Chronicle
 from zcluster.node.deaths import DeathWatch
 from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
@@ -105,6 +107,8 @@ class Server:
         self._deaths = DeathWatch()
         self._started = monotonic()
         self.replica = make_replica(self._deaths.verify, self._started)
+        self._events = EventLog(spec.path)
+        self._chronicle = Chronicle(self._events, node, me.sender, self.replica, self._name_of)
         self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
         self._capture_fed = False
         self._capture_bytes = 0
@@ -130,6 +134,8 @@ class Server:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         self._connect_peers()
+        damage = self._store.recovered.damage
+        self._chronicle.started(self._me.incarnation, str(damage) if damage is not None else None)
         try:
             self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
             while not self._stopping:
@@ -162,6 +168,9 @@ class Server:
             self.replica.prefer(fresh.preferred_replica())
         if members <= {n.replica_id for n in self._spec.nodes}:
             self._strangers_at = NEVER
+
+    def _name_of(self, replica: int) -> str | None:
+        return self._spec.node_name(replica)
 
     def _on_signal(self, signum: int, frame: object) -> None:
         self._stopping = True
@@ -207,6 +216,7 @@ class Server:
         if why is not None:
             journal(self._node, f"handing leadership over: {why}")
             self._carry_out(self.replica.turn(ended, _wall_ms()))
+        self._chronicle.look(now, self._writer.completed())
 
     def _pump_log(self) -> None:
         """Write and sync what the turn has submitted, and let what follows from that take effect."""
@@ -217,6 +227,7 @@ class Server:
             now = monotonic()
             self._feed(now, (), ())
             self._carry_out(self.replica.turn(now, _wall_ms()))
+            self._chronicle.look(now, self._writer.completed())
 
     def _feed(self, now: Nanoseconds, peer_messages: Any, requests: Any) -> None:
         replica = self.replica
@@ -227,6 +238,8 @@ class Server:
             replica.persisted(completion.seq, now)
         if completion.error is not None:
             raise completion.error
+        if peer_messages:
+            self._chronicle.heard(peer_messages, now)
         for envelope, message in peer_messages:
             if self._deaths.meet(envelope):
                 self._poller_stale = self._death_seen = True
@@ -242,16 +255,20 @@ class Server:
             self._death_seen, self._poller_stale = False, True
             for lost, incarnation in self._deaths.newly_dead():
                 journal(self._node, f"replica {lost} (incarnation {incarnation}) has exited")
+                self._chronicle.exited(lost, now)
                 replica.peer_lost(lost, incarnation, now)
             self._network.forget_dead(now)
         installed = self._receiver.installed()
         if installed is not None:
             meta = installed.message.meta
             journal(self._node, f"received checkpoint {meta.index} from replica {installed.sender}")
+            source = self._name_of(installed.sender) or installed.sender
+            self._chronicle.record("checkpoint_received", index=meta.index, **{"from": source})
             replica.install(installed.sender, installed.incarnation, installed.message, installed.machine, now)
         for to, ok in self._senders.receive(now):
             self._poller_stale = True
             journal(self._node, f"checkpoint to replica {to}: {'delivered' if ok else 'not delivered'}")
+            self._chronicle.record("checkpoint_sent", to=self._name_of(to) or to, delivered=ok)
             replica.snapshot_status(to, ok, now)
         if now >= replica.next_deadline():
             replica.deadline(now)
@@ -367,6 +384,7 @@ class Server:
             self._capture = None
             text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
             journal(self._node, text)
+            self._record_checkpoint(meta.index, error)
             self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
             return True  # somebody may be waiting to hear of it, and an idle loop would sleep first
         return False
@@ -413,11 +431,18 @@ class Server:
             self._digest, self._digest_at = None, NEVER  # the view goes with its iterator
             self.replica.digest_done(index, digest)
 
+    def _record_checkpoint(self, index: Index, error: Exception | None) -> None:
+        if error is None:
+            self._chronicle.record("checkpoint", index=index, bytes=self._capture_bytes)
+        else:
+            self._chronicle.record("checkpoint_failed", index=index, reason=str(error))
+
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _stop(self) -> None:
         """Hand leadership over, write a checkpoint, close the log cleanly; each step bounded in time."""
         journal(self._node, "stopping")
+        self._chronicle.record("draining")
         now = monotonic()
         until = now + HANDOVER_MAX
         try:
@@ -436,6 +461,7 @@ class Server:
             self._pump_log()
         self._writer.close(clean=True)
         journal(self._node, "stopped")
+        self._chronicle.record("stopped")
 
     def _close(self) -> None:
         self._standin.close()
@@ -450,6 +476,7 @@ class Server:
         if self._authentication is not None:
             self._authentication.stop()  # type: ignore[attr-defined]
         self._context.destroy(linger=0)
+        self._events.close()
         self._store.close()
 
     def describe(self, now: Nanoseconds) -> dict[str, Any]:

@@ -221,10 +221,7 @@ class Search:
                 self._missed.clear()
             elif at.position == self._stuck[0].position and len(self._stuck) < _STUCK_KEPT:
                 self._stuck.append(at)
-            reason = self._refuted(at)
-            if reason is not None and at.state == OTHER:
-                reason = reason._replace(lacks=reason.lacks | self._moves.blurred(at))
-            reason = reason or self._hopeless(at)
+            reason = self._refuted(at) or self._hopeless(at)
         if reason is not None:
             opened.add(reason, bit)
             opened.fail()
@@ -336,7 +333,8 @@ class Search:
             count = (reason.used & dead).bit_count()
             if count <= (used & dead).bit_count():
                 # The dead are alike, so what counts is their number; the same number is blamed of those used here.
-                return Reason(reason.must, reason.lacks, reason.used & ~dead | _lowest(used & dead, count))
+                lacks = reason.lacks | (self._moves.blurred(at) if at.state == OTHER else 0)
+                return Reason(reason.must, lacks, reason.used & ~dead | _lowest(used & dead, count))
         return None
 
     def _hopeless(self, at: Configuration) -> Reason | None:

@@ -95,7 +95,7 @@ def test_sigterm_to_the_supervisor_is_a_clean_down(cluster: Cluster, home: Path)
     assert supervisor.exited(10)
     supervisor.close()
     assert started_below(home) == []
-    assert {e["event"] for e in events(cluster) if e["event"].startswith("died")} == {"died: exit 0"}
+    assert {e["reason"] for e in events(cluster) if e["event"] == "died"} == {"exit 0"}
 
 
 def test_what_ignores_sigterm_is_killed_in_the_end(cluster: Cluster, home: Path) -> None:
