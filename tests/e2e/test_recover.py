@@ -41,9 +41,10 @@ def test_one_node_begins_anew_with_all_that_its_data_hold(stopped: Cluster, priv
     for name in ("n1", "n3"):
         shutil.rmtree(stopped.spec.data_directory(name))
     before = files_of(stopped.spec.data_directory("n2"))
+    old_id = stopped.spec.cluster_id
     recovered, report, kept = recover.force_new(stopped, "n2")
     assert [node["name"] for node in report["nodes"]] == ["n2"]
-    assert recovered.spec.cluster_id != stopped.spec.cluster_id
+    assert recovered.spec.cluster_id != old_id
     with recovered.connect() as client:
         assert len(client.kv.list("k")) == 50
         client.kv.put("more", b"x")
@@ -54,9 +55,11 @@ def test_one_node_begins_anew_with_all_that_its_data_hold(stopped: Cluster, priv
 
 def test_an_old_member_that_comes_back_is_refused(stopped: Cluster) -> None:
     """Its data under the new cluster's directory: refused. Its session and its hello: refused as well."""
-    recovered, _, kept = recover.force_new(stopped, "n2")
-    hello = wire.encode([wire.PROTOCOL, stopped.spec.cluster_id])
-    kind, body = probe.ask(recovered.spec, ["n2"], wire.HELLO, hello, timeout_s=5)["n2"]
+    old_id = stopped.spec.cluster_id
+    recovered, report, kept = recover.force_new(stopped, "n2")
+    (name,) = [node["name"] for node in report["nodes"]]
+    hello = wire.encode([wire.PROTOCOL, old_id])
+    kind, body = probe.ask(recovered.spec, [name], wire.HELLO, hello, timeout_s=5)[name]
     assert kind == wire.FAILED
     assert "belongs to cluster" in wire.decode(body)[1]
     recovered.down()
