@@ -32,7 +32,7 @@ def events(app: App, follow: bool, count: int) -> None:
     teller = Teller()
     found = read(cluster.directory, count)
     _show(app, found, teller)
-    if not found and not follow:
+    if not found and count and not follow:
         app.say("nothing has happened yet")
     if follower is not None:
         for batch in follower.lines():
