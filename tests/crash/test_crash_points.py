@@ -21,7 +21,7 @@ from tests.unit.storage.lives import reopen
 from zcluster.errors import StorageError
 from zcluster.sim.crash_points import RecordingDisk, Sync, SyncDirectory
 
-STATES_MAX = 800  # of one workload, in the tests marked slow
+STATES_MAX = 400  # of one workload, in the tests marked slow; `bin/crash-walk` takes all
 
 
 def assert_good(tally: Tally, at_least: int) -> None:
