@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import zmq
@@ -201,8 +202,9 @@ def ask(
             for socket, events in poller.poll(int(wait_s * 1000) + 1):
                 if events & zmq.POLLOUT:
                     content = body if isinstance(body, bytes) else body[names_of[socket]]
-                    socket.send_multipart([wire.pack_head(kind, 1), content], zmq.NOBLOCK)
-                    poller.modify(socket, zmq.POLLIN)
+                    with suppress(zmq.Again):  # whom it was connected to has gone this very moment: it connects again
+                        socket.send_multipart([wire.pack_head(kind, 1), content], zmq.NOBLOCK)
+                        poller.modify(socket, zmq.POLLIN)
                 elif (reply := _receive(socket)) is not None and reply[0] != wire.LEADER:
                     answers[names_of[socket]] = reply
                     waiting.discard(names_of[socket])
