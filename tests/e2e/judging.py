@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 import zcluster
-from zcluster.bench.history_recorder import Traffic
+from zcluster.chaos.traffic import Traffic
 from zcluster.cli.check import verdict_lines
 from zcluster.sim.history import write_history
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import zcluster
 from zcluster.chaos import Chaos, run_chaos
-from zcluster.chaos.workload import PREFIX
+from zcluster.chaos.run import PREFIX
 from zcluster.cli.main import root
 from zcluster.errors import Conflict, Degraded
 from zcluster.launch.cluster import Cluster

@@ -26,7 +26,7 @@ from tests.e2e.judging import (
     wait_for,
     wait_other_leader,
 )
-from zcluster.bench.history_recorder import Traffic
+from zcluster.chaos.traffic import Traffic
 from zcluster.launch import fleet
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_leaders_stopped_beyond_their_lease_serve_nothing_stale(seed: int, tmp_p
     """Clients that know only the stopped leader ask it meanwhile; it finds their reads when it wakes up."""
     with zcluster.LocalCluster(workers=0, **FAST) as cluster:
         options = {"clients": 4, "seed": seed, "consistency": BOTH, "read_share": 0.6}
-        with Traffic(everywhere(cluster), timeout_s=5.0, think_s=0.002, **options) as traffic:  # type: ignore[arg-type]
+        with Traffic(everywhere(cluster), timeout_s=5.0, pace_s=0.002, **options) as traffic:  # type: ignore[arg-type]
             for _ in range(5):
                 leader = cluster.wait_leader()
                 traffic.wait_progress(5, callers=ORDINARY)

@@ -13,7 +13,7 @@ import pytest
 import zcluster
 from tests.e2e.judging import BOTH, assert_linearizable, everywhere, state, wait_other_leader
 from tests.e2e.links import Links
-from zcluster.bench.history_recorder import Traffic
+from zcluster.chaos.traffic import Traffic
 from zcluster.launch import fleet
 
 pytestmark = pytest.mark.slow

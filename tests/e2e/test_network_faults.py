@@ -14,11 +14,9 @@ import pytest
 
 import zcluster
 from zcluster import wire
-from zcluster.chaos.workload import Workload
+from zcluster.chaos.traffic import Traffic
 from zcluster.client.kv import KV
 from zcluster.launch import probe
-from zcluster.sim.history import Recorder
-from zcluster.sim.verdict import check_history
 
 pytestmark = pytest.mark.slow
 
@@ -37,19 +35,12 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 
 @contextmanager
-def load(cluster: zcluster.LocalCluster) -> Iterator[Workload]:
+def load(cluster: zcluster.LocalCluster) -> Iterator[Traffic]:
     """Callers while the block runs; what they saw must be linearizable."""
-    recorder = Recorder()
-    workload = Workload(cluster.connect, recorder, callers=6, rate=300, seed=1, run_id="test")
-    workload.start()
-    try:
-        assert workload.wait_writes(5, WATCHDOG_S)
-        yield workload
-    finally:
-        workload.stop()
-    workload.check()
-    workload.finish()
-    verdict = check_history(recorder.operations())
+    with Traffic(cluster.connect, clients=6, callers=1, consistency=("linearizable", "lease"), pace_s=0.02) as traffic:
+        assert traffic.wait_writes(5, WATCHDOG_S)
+        yield traffic
+    verdict = traffic.verdict()
     assert verdict.result == "linearizable", verdict
 
 
@@ -82,7 +73,7 @@ def test_one_node_has_no_network_to_cut() -> None:
 
 
 def test_a_leader_cut_off_is_replaced_and_says_nothing_stale() -> None:
-    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client, load(cluster) as traffic:
         client.kv.put("k", b"old")
         old = cluster.wait_leader().name
         before = term(cluster)
@@ -92,7 +83,7 @@ def test_a_leader_cut_off_is_replaced_and_says_nothing_stale() -> None:
             assert read_at(cluster, old, wire.LINEARIZABLE, "k") is None
             assert read_at(cluster, old, wire.LEASE, "k") is None
         assert read_at(cluster, old, wire.EVENTUAL, "k") == b"old"
-        assert workload.wait_writes(20, WATCHDOG_S)
+        assert traffic.wait_writes(20, WATCHDOG_S)
         assert cluster.wait_leader().name != old
         status = cluster.status()
         assert (status["state"], status["quorum"]) == ("degraded", True)
@@ -104,12 +95,12 @@ def test_a_leader_cut_off_is_replaced_and_says_nothing_stale() -> None:
 
 
 def test_the_smaller_side_waits_and_the_larger_one_serves() -> None:
-    with zcluster.LocalCluster(nodes=5, workers=0) as cluster, cluster.connect() as client, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=5, workers=0) as cluster, cluster.connect() as client, load(cluster) as traffic:
         leader = cluster.wait_leader().name
         other = next(name for name in cluster.nodes if name != leader)
         cluster.partition([leader, other])
         client.kv.put("k", b"v", timeout=WATCHDOG_S)
-        assert workload.wait_writes(20, WATCHDOG_S)
+        assert traffic.wait_writes(20, WATCHDOG_S)
         small_side = msgspec.structs.replace(
             cluster.spec,
             nodes=tuple(n for n in cluster.spec.nodes if n.name in (leader, other)),
@@ -121,37 +112,37 @@ def test_the_smaller_side_waits_and_the_larger_one_serves() -> None:
         cut_off.close()
         cluster.heal()
         cluster.wait_healthy()
-        assert workload.wait_writes(20, WATCHDOG_S)
+        assert traffic.wait_writes(20, WATCHDOG_S)
 
 
 def test_without_any_majority_nothing_is_written_and_healing_brings_it_back() -> None:
-    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, cluster.connect() as client, load(cluster) as traffic:
         cluster.partition(["n1"], ["n2"], ["n3"])
         assert cluster.status()["state"] == "no_quorum"
         with pytest.raises((zcluster.NoQuorum, zcluster.Unknown)):
             client.kv.put("k", b"v", timeout=2)
         cluster.heal()
-        assert workload.wait_writes(20, WATCHDOG_S)
+        assert traffic.wait_writes(20, WATCHDOG_S)
         cluster.wait_healthy()
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
 def test_one_way_cuts_cost_at_most_two_terms(direction: Any) -> None:
-    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, load(cluster) as traffic:
         before = term(cluster)
         cluster.isolate("leader", direction=direction)
-        assert workload.wait_writes(20, WATCHDOG_S)
-        keep_writing(workload, 4 * ELECTION_TIMEOUT_S)
+        assert traffic.wait_writes(20, WATCHDOG_S)
+        keep_writing(traffic, 4 * ELECTION_TIMEOUT_S)
         assert term(cluster) <= before + 2
         cluster.heal()
         cluster.wait_healthy()
-        keep_writing(workload, 2 * ELECTION_TIMEOUT_S)
+        keep_writing(traffic, 2 * ELECTION_TIMEOUT_S)
         assert term(cluster) <= before + 2
 
 
 @pytest.mark.parametrize("leads", ["bridge", "side"])
 def test_a_bridge_costs_at_most_two_terms(leads: str) -> None:
-    with zcluster.LocalCluster(nodes=5, workers=0) as cluster, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=5, workers=0) as cluster, load(cluster) as traffic:
         leader = cluster.wait_leader().name
         before = term(cluster)
         others = [name for name in cluster.nodes if name != leader]
@@ -159,26 +150,26 @@ def test_a_bridge_costs_at_most_two_terms(leads: str) -> None:
             cluster.partition(others[:2], others[2:], bridge=[leader])
         else:
             cluster.partition([leader, others[0]], others[2:], bridge=[others[1]])
-        keep_writing(workload, 4 * ELECTION_TIMEOUT_S)
+        keep_writing(traffic, 4 * ELECTION_TIMEOUT_S)
         assert term(cluster) <= before + 2
         cluster.heal()
         cluster.wait_healthy()
         assert term(cluster) <= before + 2
 
 
-def keep_writing(workload: Workload, seconds: float) -> None:
+def keep_writing(traffic: Traffic, seconds: float) -> None:
     """So long, service is watched; it must be there in the end."""
     threading.Event().wait(seconds)
-    workload.check()
-    assert workload.wait_writes(5, WATCHDOG_S)
+    traffic.check()
+    assert traffic.wait_writes(5, WATCHDOG_S)
 
 
 def test_a_slow_and_flaky_network_is_only_slow() -> None:
-    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, load(cluster) as workload:
+    with zcluster.LocalCluster(nodes=3, workers=0) as cluster, load(cluster) as traffic:
         follower = next(name for name in cluster.nodes if name != cluster.wait_leader().name)
         cluster.slow(follower, 20)
         cluster.flaky("all", loss=0.1, duplicate=0.2)
-        assert workload.wait_writes(300, WATCHDOG_S)
+        assert traffic.wait_writes(300, WATCHDOG_S)
         counters = {name: status["counters"] for name, status in statuses(cluster).items()}
         assert counters[follower]["faults_delayed"] > 0
         assert all(c["faults_lost"] > 0 and c["faults_doubled"] > 0 for c in counters.values())

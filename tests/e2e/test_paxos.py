@@ -10,7 +10,7 @@ import pytest
 
 import zcluster
 from tests.e2e.judging import assert_linearizable
-from zcluster.bench.history_recorder import Traffic
+from zcluster.chaos.traffic import Traffic
 
 
 def square(number: int) -> int:

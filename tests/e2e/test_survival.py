@@ -11,7 +11,7 @@ import pytest
 
 import zcluster
 from tests.e2e.judging import BOTH, assert_linearizable
-from zcluster.bench.history_recorder import Traffic
+from zcluster.chaos.traffic import Traffic
 
 pytestmark = pytest.mark.slow
 

@@ -3,7 +3,6 @@
     recorder    latencies in, percentiles out; bounded memory
     workload    closed and open loops over a client: `run_kv`, `run_tasks`
     result      what one run measured, and under which conditions
-    history_recorder  recorded traffic for the linearizability checker, while somebody does harm: `Traffic`
     report      a result as text, as JSON, and judged against service-level objectives
 
 Not here: starting clusters (zcluster.launch), the peers and the scenarios (benchmarks/).

@@ -1,7 +1,7 @@
 """Faults on a running cluster, on purpose, while clients of its own watch whether it keeps its word.
 
     schedule   which faults, when, for how long, to whom: drawn from a seed. Pure
-    workload   callers that put, get, delete, cas and append under a prefix of their own, and record what they saw
+    traffic    callers that put, get, delete, cas and append under a prefix of their own, and record what they saw
     run        does the faults, ends all of them whatever happens, and has the history judged
 
 Purpose: to show on real processes and real disks what the simulator shows in worlds of its own. Not here: what a fault

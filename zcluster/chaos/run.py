@@ -24,15 +24,18 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 import msgspec
 
 from zcluster.chaos.schedule import DEFAULT_KINDS, LEADER, Fault, describe, draw_schedule, halves
-from zcluster.chaos.workload import PREFIX, STRONG, Workload
+from zcluster.chaos.traffic import Traffic, longest_gap_ns
 from zcluster.errors import Conflict, Degraded, Error, InvalidInput, Timeout
 from zcluster.launch import files
-from zcluster.sim.history import Recorder, parse_history
+from zcluster.sim.history import parse_history
 from zcluster.sim.verdict import Verdict, check_history
 
 if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
+PREFIX: Final = "zcluster-chaos/"
+"""Of the keys that callers use; each run adds a name of its own."""
+KEYS: Final = 5
 CALLERS_MAX: Final = 256
 RATE_MAX: Final = 100_000.0
 FIRST_WRITE_S: Final = 10.0
@@ -129,7 +132,7 @@ def run_chaos(
 class Chaos:
     """The faults of one run; see `run_chaos`."""
 
-    reads: Sequence[str] = STRONG
+    reads: Sequence[str] = ("linearizable", "lease")
     """What the callers ask for. Only the test that shows that a verdict can be bad changes it."""
 
     def __init__(
@@ -200,39 +203,37 @@ class Chaos:
 
     def _record(self, stream: TextIO, run_id: str) -> tuple[list[str], float]:
         """Faults and callers. Returns: what is wrong afterwards, and how long it took, in seconds."""
-        self._remove_leftovers()
-        recorder = Recorder(stream)
-        workload = Workload(
+        self._remove_keys()
+        traffic = Traffic(
             self.cluster.connect,
-            recorder,
-            callers=self._callers,
-            rate=self._rate,
+            clients=self._callers,
+            callers=1,
+            keys=KEYS,
+            prefix=f"{PREFIX}{run_id}/",
             seed=self.seed,
-            run_id=run_id,
-            reads=self.reads,
+            consistency=self.reads,
+            pace_s=self._callers / self._rate,
+            stream=stream,
         )
         problems: list[str] = []
         try:
-            workload.start()
-            if not workload.wait_writes(1, FIRST_WRITE_S):
-                workload.check()
+            traffic.start()
+            if not traffic.wait_writes(1, FIRST_WRITE_S):
                 raise Timeout(f"no write was acknowledged within {FIRST_WRITE_S:g} s; nothing was done to the cluster")
             self._began_ns = time.monotonic_ns()
             self._watcher.begins(self.schedule)
-            self._do_all(workload)
+            self._do_all(traffic)
             seconds = (time.monotonic_ns() - self._began_ns) / 1e9
         finally:
             with _uninterrupted():
                 problems += self._end_all()
                 problems += self._wait_healthy()
-                workload.stop()
-                problems += _attempt(workload.finish, "the keys of the run are left")
-                recorder.close()
-        workload.check()
+                problems += _attempt(traffic.stop, "the last reads are missing")
+                problems += _attempt(self._remove_keys, "the keys of the run are left")
         return problems, seconds
 
-    def _remove_leftovers(self) -> None:
-        """Of runs that were killed: nobody else uses the prefix, for this run is alone."""
+    def _remove_keys(self) -> None:
+        """Of this run, and of others that were killed: nobody else uses the prefix, for this run is alone."""
         with self.cluster.connect() as client:
             for key in client.kv.list(PREFIX):
                 client.kv.delete(key)
@@ -258,31 +259,31 @@ class Chaos:
         )
 
     # -- the faults ---------------------------------------------------------------------------------------------------
-    def _do_all(self, workload: Workload) -> None:
+    def _do_all(self, traffic: Traffic) -> None:
         for i, fault in enumerate(self.schedule):
-            self._sleep_until(fault.at_s, workload, "")
+            self._sleep_until(fault.at_s, traffic, "")
             begin_ns = time.monotonic_ns()
             done = Done(fault, [], str(fault), (begin_ns - self._began_ns) / 1e9)
             self._done.append(done)
             try:
                 self._begin(fault, done)
-                self._sleep_until(fault.at_s + fault.lasts_s, workload, done.text)
+                self._sleep_until(fault.at_s + fault.lasts_s, traffic, done.text)
             except Error as error:
                 done.problem = str(error)
             problems = self._end_all()
             done.problem = done.problem or "; ".join(problems)
             following = self.schedule[i + 1].at_s if i + 1 < len(self.schedule) else self.for_s
-            self._sleep_until(following, workload, "")
-            done.without_write_ms = workload.longest_gap_ns(begin_ns, time.monotonic_ns()) / 1e6
+            self._sleep_until(following, traffic, "")
+            done.without_write_ms = longest_gap_ns(traffic.operations(), begin_ns, time.monotonic_ns()) / 1e6
             self._watcher.done(done)
 
-    def _sleep_until(self, at_s: float, workload: Workload, now: str) -> None:
+    def _sleep_until(self, at_s: float, traffic: Traffic, now: str) -> None:
         """Until so many seconds after the beginning; shows meanwhile how it goes."""
         pause = threading.Event()
         while True:
-            workload.check()
+            traffic.check()
             seconds = (time.monotonic_ns() - self._began_ns) / 1e9
-            self._watcher.tick(seconds, workload.writes, workload.errors, now)
+            self._watcher.tick(seconds, traffic.writes, traffic.errors.total(), now)
             if seconds >= at_s:
                 return
             pause.wait(min(TICK_S, at_s - seconds))

@@ -325,38 +325,39 @@ _NO_EFFECT: Final = (InvalidInput, NoQuorum, Busy, TypeError)
 class RecordedStore:
     """A client's `kv` whose calls are recorded; errors are recorded and go on to the caller.
 
-    One for each thread, each with a number of its own.
+    One for each thread, each with a number of its own. `prefix`: of the keys in the store; the history is without it.
     """
 
-    def __init__(self, store: Store, recorder: Recorder, client: int) -> None:
+    def __init__(self, store: Store, recorder: Recorder, client: int, prefix: str = "") -> None:
         self._store = store
         self._recorder = recorder
         self._client = client
+        self._prefix = prefix
 
     def put(self, key: str, value: bytes, *, timeout: float = 10) -> None:
         with self._recorded("put", key, value=_text(value)):
-            self._store.put(key, value, timeout=timeout)
+            self._store.put(self._prefix + key, value, timeout=timeout)
 
     def get(self, key: str, *, consistency: str = "linearizable", timeout: float = 10) -> bytes | None:
         """`consistency`: "linearizable" or "lease". Others promise less than a history is judged by."""
         with self._recorded("get", key) as answer:
-            found = self._store.get(key, consistency=consistency, timeout=timeout)
+            found = self._store.get(self._prefix + key, consistency=consistency, timeout=timeout)
             answer.output = _text(found)
         return found
 
     def delete(self, key: str, *, timeout: float = 10) -> bool:
         with self._recorded("delete", key) as answer:
-            answer.output = existed = self._store.delete(key, timeout=timeout)
+            answer.output = existed = self._store.delete(self._prefix + key, timeout=timeout)
         return existed
 
     def cas(self, key: str, expected: bytes | None, new: bytes | None, *, timeout: float = 10) -> bool:
         with self._recorded("cas", key, value=_text(new), expect=_text(expected)) as answer:
-            answer.output = swapped = self._store.cas(key, expected, new, timeout=timeout)
+            answer.output = swapped = self._store.cas(self._prefix + key, expected, new, timeout=timeout)
         return swapped
 
     def append(self, key: str, data: bytes, *, timeout: float = 10) -> bytes:
         with self._recorded("append", key, value=_text(data)) as answer:
-            new = self._store.append(key, data, timeout=timeout)
+            new = self._store.append(self._prefix + key, data, timeout=timeout)
             answer.output = _text(new)
         return new
 

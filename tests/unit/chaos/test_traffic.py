@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from zcluster.bench.history_recorder import Traffic
-from zcluster.errors import Timeout, Unknown
-from zcluster.sim.history import parse_history
+from zcluster.chaos.traffic import Traffic, longest_gap_ns
+from zcluster.errors import NoQuorum, Timeout, Unknown
+from zcluster.sim.history import Operation, parse_history
 from zcluster.sim.verdict import check_history
 
 
@@ -66,7 +66,7 @@ class FakeClient:
 
 
 def traffic(store: MemoryStore, **options: Any) -> Traffic:
-    return Traffic(lambda: FakeClient(store), think_s=0.0005, **options)  # type: ignore[arg-type,return-value]
+    return Traffic(lambda: FakeClient(store), pace_s=0.0005, **options)  # type: ignore[arg-type,return-value]
 
 
 def test_a_correct_store_gives_a_linearizable_history_of_all_kinds_in_the_file_too() -> None:
@@ -155,3 +155,61 @@ def test_no_progress_is_an_error_that_says_who_waits() -> None:
     with pytest.raises(Timeout, match=r"callers \[0\] got no 2 answers"):
         running.wait_progress(timeout=0.05)
     running.stop(final_reads=False)
+
+
+def test_keys_lie_below_the_prefix_and_stand_in_the_history_without_it() -> None:
+    store = MemoryStore()
+    store.data["mine"] = b"precious"
+    with traffic(store, prefix="zcluster-chaos/r/", keys=5) as running:
+        assert running.wait_writes(300, 30)
+        assert set(store.data) <= {"mine", *(f"zcluster-chaos/r/k{number}" for number in range(5))}
+    assert store.data["mine"] == b"precious"
+    assert {operation.key for operation in running.operations()} == {f"k{number}" for number in range(5)}
+    assert running.verdict().result == "linearizable"
+
+
+class Refuses(MemoryStore):
+    """Every write ends with the same error."""
+
+    error: Exception = NoQuorum("no")
+
+    def append(self, key: str, data: bytes, *, timeout: float = 10) -> bytes:
+        raise self.error
+
+    def put(self, key: str, value: bytes, *, timeout: float = 10) -> int:
+        raise self.error
+
+    def delete(self, key: str, *, timeout: float = 10) -> bool:
+        raise self.error
+
+    def cas(self, key: str, expected: bytes | None, new: bytes | None, *, timeout: float = 10) -> bool:
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "status"), [(Unknown("?"), "unknown"), (NoQuorum("no"), "fail")])
+def test_errors_are_recorded_as_what_they_mean(error: Exception, status: str) -> None:
+    store = Refuses()
+    store.error = error
+    with traffic(store, read_share=0.0) as running:
+        while running.errors.total() < 20:
+            running.check()
+        assert not running.wait_writes(1, 0.01)
+    assert running.writes == 0
+    assert {o.status for o in running.operations() if o.kind != "get"} == {status}
+
+
+def test_who_waits_for_writes_hears_of_a_bug() -> None:
+    running = traffic(Broken()).start()
+    with pytest.raises(ZeroDivisionError):
+        running.wait_writes(1_000_000, 30)
+    with pytest.raises(ZeroDivisionError):
+        running.stop()
+
+
+def test_the_longest_gap_is_measured_over_all_callers_and_to_both_ends() -> None:
+    writes = [Operation(0, "put", "k", 0, returned, "ok", "v") for returned in (5, 90, 100, 250, 395, 400, 990)]
+    others = [Operation(1, "get", "k", 0, 300), Operation(1, "put", "k", 0, None, "unknown", "v")]
+    operations = [*writes, *others]
+    assert longest_gap_ns(operations, 95, 450) == 150
+    assert longest_gap_ns(operations, 95, 900) == 500
+    assert longest_gap_ns(operations, 500, 600) == 100

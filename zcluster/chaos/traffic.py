@@ -19,7 +19,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Final, TextIO
 
@@ -40,12 +41,12 @@ class Traffic:
         connect: makes a client, e.g. `cluster.connect`. Several: clients are made with each in turn.
         clients: with a connection (and so a session) of their own.
         callers: threads that share one client, and so its frames.
-        keys: their number, shared by all. `prefix` keeps them apart from what the cluster holds already; they must not
-            exist when the traffic begins.
+        keys: their number, shared by all. They must not exist when the traffic begins; `prefix` keeps them apart from
+            what the cluster holds already. In the history they stand without it.
         seed: of every caller's choices.
         consistency: of reads, drawn anew for each: "linearizable", "lease".
         read_share: of all operations; None: as in SHARES.
-        think_s: mean pause of a caller between two operations.
+        pace_s: mean time from one operation of a caller to the next; with slow answers it is longer.
         timeout_s: of an operation.
         stream: where the history is written while it happens, one JSON line an operation.
     """
@@ -61,7 +62,7 @@ class Traffic:
         seed: int = 0,
         consistency: Sequence[str] = ("linearizable",),
         read_share: float | None = None,
-        think_s: float = 0.005,
+        pace_s: float = 0.005,
         timeout_s: float = 10.0,
         stream: TextIO | None = None,
     ) -> None:
@@ -69,10 +70,11 @@ class Traffic:
         self.recorder = Recorder(stream)
         self.errors: Counter[str] = Counter()
         """Errors that callers were given, by name; each is in the history, too."""
-        self.keys = [f"{prefix}k{number}" for number in range(keys)]
+        self.keys = [f"k{number}" for number in range(keys)]
+        self._prefix = prefix
         self._last_connect = connects[0]
         self._clients = [connects[number % len(connects)]() for number in range(clients)]
-        self._think_s = think_s
+        self._pace_s = pace_s
         self._timeout_s = timeout_s
         self._consistency = tuple(consistency)
         self._shares = _shares(read_share)
@@ -80,6 +82,7 @@ class Traffic:
         self._changed = threading.Condition()
         self._failure: BaseException | None = None
         self._answered = [0] * (clients * callers)
+        self._written = [0] * (clients * callers)
         self._threads = [
             threading.Thread(target=self._run, args=(number, seed), name=f"caller {number}", daemon=True)
             for number in range(clients * callers)
@@ -101,13 +104,26 @@ class Traffic:
         with self._changed:
             goals = {number: self._answered[number] + answers for number in chosen}
             while late := [number for number, goal in goals.items() if self._answered[number] < goal]:
-                self._check()
+                self.check()
                 left_s = began + timeout - time.monotonic()
                 if left_s <= 0:
                     raise Timeout(f"callers {late} got no {answers} answers within {timeout:g} s; {dict(self.errors)}")
                 self._changed.wait(left_s)
-        self._check()
+        self.check()
         return time.monotonic() - began
+
+    def wait_writes(self, more: int, timeout: float) -> bool:
+        """Until so many more writes are acknowledged. Returns: whether they are. Raises: what a caller failed with."""
+        with self._changed:
+            goal = self.writes + more
+            done = self._changed.wait_for(lambda: self._failure is not None or self.writes >= goal, timeout)
+        self.check()
+        return done
+
+    @property
+    def writes(self) -> int:
+        """Acknowledged so far."""
+        return sum(self._written)
 
     def stop(self, *, final_reads: bool = True, timeout: float = 30.0) -> None:
         """End the callers, read every key once more, close the history. Idempotent.
@@ -121,10 +137,10 @@ class Traffic:
         self._stop.set()
         try:
             self._join()
-            self._check()
+            self.check()
             if final_reads:
                 with self._last_connect() as client:
-                    store = RecordedStore(client.kv, self.recorder, len(self._threads))
+                    store = RecordedStore(client.kv, self.recorder, len(self._threads), self._prefix)
                     for key in self.keys:
                         store.get(key, timeout=timeout)
         finally:
@@ -156,7 +172,8 @@ class Traffic:
         if hung:
             raise Timeout(f"{', '.join(hung)} did not end {JOIN_S:g} s after the time limit of an operation")
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises: what a caller failed with, which is a bug."""
         if self._failure is not None:
             raise self._failure
 
@@ -165,24 +182,28 @@ class Traffic:
         draw = random.Random(f"{seed}/{number}")
         callers = len(self._threads) // len(self._clients)
         try:
-            store = RecordedStore(self._clients[number // callers].kv, self.recorder, number)
+            store = RecordedStore(self._clients[number // callers].kv, self.recorder, number, self._prefix)
             caller = _Caller(store, number, self.keys, draw, self._consistency, self._shares, self._timeout_s)
-            while not self._stop.wait(draw.expovariate(1.0) * self._think_s):
+            pause_s = draw.random() * self._pace_s
+            while not self._stop.wait(pause_s):
+                began = time.monotonic()
                 try:
-                    caller.act()
+                    wrote = caller.act()
                 except Error as error:
                     self._note(number, error)
                 else:
-                    self._note(number, None)
+                    self._note(number, None, wrote=wrote)
+                pause_s = max(0.0, draw.expovariate(1.0) * self._pace_s - (time.monotonic() - began))
         except BaseException as failure:
             with self._changed:
                 self._failure = failure
                 self._changed.notify_all()
 
-    def _note(self, number: int, error: Error | None) -> None:
+    def _note(self, number: int, error: Error | None, *, wrote: bool = False) -> None:
         with self._changed:
             if error is None:
                 self._answered[number] += 1
+                self._written[number] += wrote
             else:
                 self.errors[type(error).__name__] += 1
             self._changed.notify_all()
@@ -212,13 +233,14 @@ class _Caller:
         self._serial = 0
         self._seen: dict[str, bytes | None] = {}
 
-    def act(self) -> None:
+    def act(self) -> bool:
+        """One operation. Returns: whether it was a write. Raises: Error."""
         draw, timeout = self._draw, self._timeout_s
         key = draw.choice(self._keys)
         kind = draw.choices(self._kinds, self._weights)[0]
         if kind == "get":
             self._seen[key] = self._store.get(key, consistency=draw.choice(self._consistency), timeout=timeout)
-            return
+            return False
         self._serial += 1
         value = b"%d.%d;" % (self._number, self._serial)
         if kind == "put":
@@ -231,6 +253,7 @@ class _Caller:
             self._seen[key] = None
         elif self._store.cas(key, self._seen.get(key), value, timeout=timeout):
             self._seen[key] = value
+        return True
 
 
 def _shares(read_share: float | None) -> dict[str, float]:
@@ -239,3 +262,10 @@ def _shares(read_share: float | None) -> dict[str, float]:
     writes = sum(share for kind, share in SHARES.items() if kind != "get")
     left = 1.0 - read_share
     return {kind: read_share if kind == "get" else left * share / writes for kind, share in SHARES.items()}
+
+
+def longest_gap_ns(operations: Iterable[Operation], begin: int, end: int) -> int:
+    """The longest time without an acknowledged write between two moments (monotonic ns)."""
+    answered = [o.returned for o in operations if o.kind != "get" and o.status == "ok" and o.returned is not None]
+    moments = sorted([begin, *(moment for moment in answered if begin < moment < end), end])
+    return max(after - before for before, after in pairwise(moments))
