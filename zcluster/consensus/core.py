@@ -145,8 +145,8 @@ class Core(ABC):
         """Whether this replica may become the leader."""
 
     @abstractmethod
-    def _campaign(self) -> None:
-        """The election deadline has passed."""
+    def _ask_for_support(self) -> None:
+        """The election deadline has passed, and nothing stands against a new leader: would a majority follow?"""
 
     @abstractmethod
     def _stand_at_once(self) -> None:
@@ -346,6 +346,24 @@ class Core(ABC):
         return self.is_leader or self.promise.binds(self.now)
 
     # -- following -----------------------------------------------------------------------------------------------------
+
+    def _lay_down(self) -> None:
+        """Lead no more. Whose reads were not confirmed yet is told so."""
+        if self.leadership is not None:
+            self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
+            self.leadership = None
+            self.is_leader = False
+            self.leader = NO_REPLICA
+
+    def _campaign(self) -> None:
+        """The election deadline has passed."""
+        if not self._may_stand() or self.repair:
+            self.election_at = NEVER
+        elif self.promise.binds(self.now):
+            self.election_at = self.promise.until + self._by_rank()
+        else:
+            self.patience.attempts += 1
+            self._ask_for_support()
 
     def _settle_election_deadline(self) -> None:
         if not self._may_stand():

@@ -213,11 +213,8 @@ class Paxos(Core):
     def _become_follower(self, term: Term) -> None:
         before = self.term
         if self.leadership is not None:
-            self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
             self._unsealed = self.leadership.change or self._unsealed
-            self.leadership = None
-            self.is_leader = False
-            self.leader = NO_REPLICA
+        self._lay_down()
         if term > self.term:
             self._set_hard_state(term, ballots.proposer_of(term))
             self.leader = NO_REPLICA
@@ -227,15 +224,8 @@ class Paxos(Core):
         self.votes = Votes()
         self._settle_election_deadline()
 
-    def _campaign(self) -> None:
-        """Ask whether a quorum would promise; where nobody needs to be asked, begin phase 1."""
-        if not self._may_stand() or self.repair:
-            self.election_at = NEVER
-            return
-        if self.promise.binds(self.now):
-            self.election_at = self.promise.until + self._by_rank()
-            return
-        self.patience.attempts += 1
+    def _ask_for_support(self) -> None:
+        """Whether a quorum would promise; where nobody needs to be asked, begin phase 1."""
         if self._goes_first():
             self._prepare()
             return

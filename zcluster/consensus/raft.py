@@ -123,11 +123,7 @@ class Raft(Core):
 
     def _become_follower(self, term: Term) -> None:
         """Of nobody yet. The election deadline moves only where there was none: others' terms must not postpone it."""
-        if self.leadership is not None:
-            self._outbox.reads_failed.extend(self.leadership.rounds.unanswered())
-            self.leadership = None
-            self.is_leader = False
-            self.leader = NO_REPLICA
+        self._lay_down()
         if term > self.term:
             self._set_hard_state(term, NO_REPLICA)
             self.leader = NO_REPLICA
@@ -136,17 +132,10 @@ class Raft(Core):
         self.votes = Votes()
         self._settle_election_deadline()
 
-    def _campaign(self) -> None:
-        """The election deadline has passed: ask for pre-votes (thesis §9.6)."""
-        if not self._may_stand() or self.repair:
-            self.election_at = NEVER
-            return
-        if self.promise.binds(self.now):
-            self.election_at = self.promise.until + self._by_rank()
-            return
+    def _ask_for_support(self) -> None:
+        """By pre-votes (thesis §9.6)."""
         self.role = PRE_CANDIDATE
         self.leader = NO_REPLICA
-        self.patience.attempts += 1
         self.election_at = self.now + self.patience.retry(pre_vote=True)
         self.votes = Votes()
         certificate = self.promise.certificate()

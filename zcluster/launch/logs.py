@@ -7,6 +7,7 @@ Not here: reading logs (`cli.log_view`). One thread.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,8 @@ class Logs:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.next_look = 0
-        self._events = open(directory / "events.jsonl", "ab", buffering=0)  # noqa: SIM115 closed at exit
+        # Open for good: when the directory is removed and another made in its place, nothing is written there.
+        self._events = os.open(directory / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._sizes: dict[str, int] = {}
 
     def note(self, event: str, process: str | None = None, pid: int | None = None, **facts: Any) -> None:
@@ -34,7 +36,7 @@ class Logs:
         about = {} if process is None else {"process": process, "pid": pid}
         node = process.partition(".")[0] if process not in (None, "router") else None
         with suppress(OSError):
-            self._events.write(encode(new_event(event, node, about | facts)))
+            os.write(self._events, encode(new_event(event, node, about | facts)))
 
     def bound(self, now: int) -> None:
         """Cut what has grown too long, and decide when to look again."""
@@ -51,4 +53,4 @@ class Logs:
         self.next_look = now + (1 if busy else LOOK_S) * _SECOND
 
     def close(self) -> None:
-        self._events.close()
+        os.close(self._events)
