@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -21,7 +21,7 @@ import zmq
 from zcluster import wire
 from zcluster.config import CLIENT, PEER, SNAPSHOT, ClusterSpec, load_spec
 from zcluster.consensus.api import AnyMessage
-from zcluster.errors import Error, InvalidInput, NotLeader, StorageError
+from zcluster.errors import Error, InvalidInput, NotLeader
 from zcluster.events import EventLog
 from zcluster.machines.api import Machine
 from zcluster.node import status
@@ -31,6 +31,7 @@ from zcluster.node.install import SnapshotReceiver, SnapshotSender
 from zcluster.node.journal import journal
 from zcluster.node.network import OwnNetwork
 from zcluster.node.replica import Effects, Replica
+from zcluster.node.slices import Slices
 from zcluster.node.standin import StandIn
 from zcluster.storage.checkpoint import BackgroundCheckpoint, prune
 from zcluster.storage.disk import Disk
@@ -46,7 +47,6 @@ PEERS_A_TURN: Final = 512
 CLIENTS_A_TURN: Final = 1024
 LATE: Final[Nanoseconds] = 100 * MS  # woken this much too late: the process, or the machine, was stopped
 HANDOVER_MAX: Final[Nanoseconds] = 400 * MS
-CAPTURE_REST: Final = 2  # times as long as a slice of a checkpoint took, the loop is for everything else
 STOP_MAX: Final[Nanoseconds] = 5000 * MS
 LOOK_AGAIN: Final[Nanoseconds] = 500 * MS
 
@@ -109,12 +109,7 @@ class Server:
         self.replica = make_replica(self._deaths.verify, self._started)
         self._events = EventLog(spec.path)
         self._chronicle = Chronicle(self._events, node, me.sender, self.replica, self._name_of)
-        self._capture: tuple[SnapshotMeta, Iterator[bytes], BackgroundCheckpoint] | None = None
-        self._capture_fed = False
-        self._capture_bytes = 0
-        self._capture_at: Nanoseconds = NEVER
-        self._digest: tuple[Index, Iterator[str | None]] | None = None
-        self._digest_at: Nanoseconds = NEVER
+        self._slices = Slices(self._begin_checkpoint, self._checkpoint_written, self.replica.digest_done)
         self._maintaining = True
         self._configuration = Configuration()  # in force, as far as it has changed in this life
         self._strangers_at: Nanoseconds = NEVER  # when to look again for members whose address is not known
@@ -185,12 +180,12 @@ class Server:
         overslept: Nanoseconds = 0
         log_due = NEVER if self._writer.busy() else self._writer.next_deadline()
         network_due = self._faults.next_deadline() if self._faults.active else NEVER
-        own_due = min(self.replica.next_deadline(), log_due, self._slice_at())
+        own_due = min(self.replica.next_deadline(), log_due, self._slices.due)
         due = min(own_due, self._senders.next_deadline(), network_due, until)
         before = monotonic()
         # What follows from a write may be another write, submitted since the log was last pumped.
         unwritten = not self._writer.busy() and self._writer.waiting()
-        busy = self._pump() or self._pump_digest() or self._maintaining or unwritten
+        busy = self._slices.pump(hurry=self._stopping) or self._maintaining or unwritten
         timeout_ms = 0 if busy else min(max(0, -(-(due - before) // MS)), 3_600_000)
         events = dict(self._poller.poll(timeout_ms))
         if monotonic() - before > timeout_ms * MS + LATE:  # stopped meanwhile: first hear what was said, then judge
@@ -306,9 +301,9 @@ class Server:
         if out.compacted is not None:
             self._writer.trim(self._prune)
         if out.capture is not None:
-            self._start_checkpoint(*out.capture)
+            self._slices.checkpoint(*out.capture)
         if out.digest is not None:
-            self._digest, self._digest_at = (out.digest[0], out.digest[1].digest()), 0
+            self._slices.digest(*out.digest)
 
     def _send_replies(self, replies: list[tuple[bytes, bytes, bytes]]) -> None:
         for client, head, body in replies:
@@ -352,90 +347,19 @@ class Server:
             self._watched = wanted
         self._poller_stale = False
 
-    # -- checkpoints, beside service ----------------------------------------------------------------------------------
+    # -- checkpoints and digests, beside service ----------------------------------------------------------------------
 
-    def _start_checkpoint(self, meta: SnapshotMeta, snapshot: Any) -> None:
-        background = BackgroundCheckpoint(
-            self._disk, self._store.checkpoints, meta, self._spec.cluster_id, self._wakeup.set
-        )
-        self._capture = (meta, snapshot.chunks(), background)
-        self._capture_fed = False
-        self._capture_bytes = 0
-        self._capture_at = 0
+    def _begin_checkpoint(self, meta: SnapshotMeta) -> BackgroundCheckpoint:
+        return BackgroundCheckpoint(self._disk, self._store.checkpoints, meta, self._spec.cluster_id, self._wakeup.set)
 
-    def _pump(self) -> bool:
-        """Hand one slice of the capture to its thread. True while there is more to do right now."""
-        if self._capture is None:
-            return False
-        meta, chunks, background = self._capture
-        error: Exception | None = None
-        done = False
-        try:
-            if not self._capture_fed and background.room() > 0:
-                return self._feed_capture(chunks, background)
-            self._capture_at = NEVER  # its thread wakes us
-            done = background.result() is not None
-        except StorageError as failed:
-            error = failed
-        if done or error is not None:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
-            self._capture = None
-            text = f"checkpoint {meta.index} written" if error is None else f"checkpoint {meta.index} failed: {error}"
-            journal(self._node, text)
-            self._record_checkpoint(meta.index, error)
-            self.replica.checkpoint_done(meta, error, monotonic(), self._capture_bytes)
-            return True  # somebody may be waiting to hear of it, and an idle loop would sleep first
-        return False
-
-    def _feed_capture(self, chunks: Iterator[bytes], background: BackgroundCheckpoint) -> bool:
-        """One slice, if it is time for one. Returns: whether the next is due at once."""
-        began = monotonic()
-        if began < self._capture_at and not self._stopping:
-            return False
-        chunk = next(chunks, None)
-        if chunk is None:
-            background.finish()
-            self._capture_fed = True
-            return True
-        background.put(chunk)
-        self._capture_bytes += len(chunk)
-        now = monotonic()
-        self._capture_at = now + CAPTURE_REST * (now - began)
-        return self._stopping
-
-    # -- digests of the state, beside service -------------------------------------------------------------------------
-
-    def _slice_at(self) -> Nanoseconds:
-        """When the next slice of a checkpoint or a digest is due."""
-        return min(self._capture_at, self._digest_at)
-
-    def _pump_digest(self) -> bool:
-        """One slice, if it is time for one. True when it has come out: somebody may be waiting for it."""
-        began = monotonic()
-        if self._digest is None or began < self._digest_at:
-            return False
-        digest = next(self._digest[1])
-        now = monotonic()
-        self._digest_at = now + CAPTURE_REST * (now - began)
-        if digest is None:
-            return False
-        self._drop_digest(digest)
-        return True
-
-    def _drop_digest(self, digest: str | None = None) -> None:
-        """It has come out, or is given up."""
-        if self._digest is not None:
-            index, _ = self._digest
-            self._digest, self._digest_at = None, NEVER  # the view goes with its iterator
-            self.replica.digest_done(index, digest)
-
-    def _record_checkpoint(self, index: Index, error: Exception | None) -> None:
+    def _checkpoint_written(self, meta: SnapshotMeta, error: Exception | None, size_bytes: int) -> None:
         if error is None:
-            self._chronicle.record("checkpoint", index=index, bytes=self._capture_bytes)
+            journal(self._node, f"checkpoint {meta.index} written")
+            self._chronicle.record("checkpoint", index=meta.index, bytes=size_bytes)
         else:
-            self._chronicle.record("checkpoint_failed", index=index, reason=str(error))
+            journal(self._node, f"checkpoint {meta.index} failed: {error}")
+            self._chronicle.record("checkpoint_failed", index=meta.index, reason=str(error))
+        self.replica.checkpoint_done(meta, error, monotonic(), size_bytes)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -453,7 +377,7 @@ class Server:
         except (NotLeader, InvalidInput):
             pass
         until = monotonic() + STOP_MAX
-        self._drop_digest()
+        self._slices.drop_digest()
         self.replica.capture_now(monotonic())
         self._carry_out(self.replica.turn(monotonic(), _wall_ms()))
         while self.replica.capturing and monotonic() < until:
@@ -465,8 +389,7 @@ class Server:
 
     def _close(self) -> None:
         self._standin.close()
-        if self._capture is not None:
-            self._capture[2].abort()
+        self._slices.abort()
         self._senders.close()
         self._receiver.close()
         self._peers.close()
