@@ -162,16 +162,19 @@ def slow(app: App, selector: str, delay: float, seconds: float | None) -> None:
 
 @verb("flaky")
 @click.argument("selector", shell_complete=complete_selector)
-@click.argument("loss", type=SHARE, default=0.0, metavar="[LOSS]")
-@click.option("--duplicate", type=SHARE, default=0.0, metavar="SHARE", help="So many come twice, the second time late.")
+@click.argument("loss", type=SHARE, default=None, metavar="[LOSS]")
+@click.option("--duplicate", type=SHARE, metavar="SHARE", help="So many come twice, the second time late.")
 @for_option
 @pass_app
-def flaky(app: App, selector: str, loss: float, duplicate: float, seconds: float | None) -> None:
+def flaky(app: App, selector: str, loss: float | None, duplicate: float | None, seconds: float | None) -> None:
     """Lose a share (5%) of what nodes send to their peers and hear from them; 0 ends it.
 
     Only messages among the replicas are lost. A checkpoint on its way to a replica is not: it takes a stream, where
     the system would send again what was lost.
     """
+    if loss is None and duplicate is None:
+        raise click.UsageError("how many? LOSS (5%; 0 ends it), or --duplicate SHARE")
+    loss, duplicate = loss or 0.0, duplicate or 0.0
     cluster = app.running_cluster()
     done = cluster.flaky(selector, loss, duplicate=duplicate, seconds=seconds)
     parts = [f"{100 * share:g} % {what}" for share, what in ((loss, "lost"), (duplicate, "twice")) if share]

@@ -23,9 +23,10 @@ import msgspec
 import zcluster
 from zcluster import config, wire
 from zcluster.config import Settings, make_settings
-from zcluster.errors import Conflict, DamagedBackup, Degraded, NoQuorum, StorageError, Timeout
+from zcluster.errors import Conflict, DamagedBackup, Degraded, StorageError, Timeout
 from zcluster.launch import named, probe
 from zcluster.launch.cluster import Cluster
+from zcluster.launch.leader import ask_leader
 from zcluster.launch.plant import Origin, plant
 from zcluster.launch.readiness import Progress as Steps
 from zcluster.machines.mux import ClusterMachine, Summary, summarize, summary_of
@@ -39,8 +40,6 @@ from zcluster.types import Index
 if TYPE_CHECKING:
     from zcluster.config import ClusterSpec
 
-ASK_S: Final = 2.0
-"""How long one leader is waited for before it is asked who leads now."""
 _LOOKS: Final = 5
 """A checkpoint may be pruned between its listing and its opening, by two newer ones; not this often in a row."""
 
@@ -99,19 +98,11 @@ def _summary(checkpoint: CheckpointReader) -> Summary:
 def read_barrier(cluster: Cluster, give_up: float) -> Index:
     """An index at or after every write that was acknowledged before the call. Raises: NoQuorum."""
     body = wire.encode([wire.LINEARIZABLE, 0, [[wire.OP_INDEX]]])
-    while (left_s := give_up - time.monotonic()) > 0:
-        try:
-            leader = cluster.wait_leader(left_s).name
-        except Timeout:
-            break
-        wait_s = min(ASK_S, max(0.0, give_up - time.monotonic()))
-        kind, answer = probe.ask(cluster.spec, [leader], wire.READ, body, timeout_s=wait_s).get(leader, (0, b""))
-        if kind == wire.RESULT:
-            return int(wire.decode(answer)[0][0])
-    raise NoQuorum(
-        "no leader that a majority follows: what one node has may lack acknowledged writes. Start the other nodes "
-        f"({config.command(cluster.directory)} start); if they are lost for good: zcluster recover --help"
+    otherwise = (
+        "no leader that a majority follows: what one node has may lack acknowledged writes. What helps is said by: "
+        f"{config.command(cluster.directory)} status; if nodes are lost for good: zcluster recover --help"
     )
+    return int(ask_leader(cluster, wire.READ, body, give_up, otherwise=otherwise)[0][0])
 
 
 def _write_checkpoint(cluster: Cluster, node: str | None, covering: Index, give_up: float) -> str:

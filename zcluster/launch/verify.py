@@ -10,15 +10,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from zcluster import config, wire
-from zcluster.errors import NoQuorum, Timeout
 from zcluster.launch import probe
+from zcluster.launch.leader import ask_leader
 from zcluster.launch.report import odd_ones
 from zcluster.types import Index
 
 if TYPE_CHECKING:
     from zcluster.launch.cluster import Cluster
 
-ASK_S: Final = 2.0
 PAUSE_S: Final = 0.2
 """Before another mark, when somebody was busy at the last one."""
 
@@ -50,17 +49,8 @@ def verify(cluster: Cluster, timeout: float) -> dict[str, Any]:
 
 def _mark(cluster: Cluster, give_up: float) -> Index:
     """Have a mark written. Returns: the index of its entry. Raises: NoQuorum."""
-    while (left_s := give_up - time.monotonic()) > 0:
-        try:
-            leader = cluster.wait_leader(left_s).name
-        except Timeout:
-            break
-        wait_s = min(ASK_S, max(0.0, give_up - time.monotonic()))
-        answers = probe.ask(cluster.spec, [leader], wire.WRITE, wire.MARK_FRAME, timeout_s=wait_s)
-        kind, answer = answers.get(leader, (0, b""))
-        if kind == wire.RESULT:
-            return int(wire.decode(answer)[0])
-    raise NoQuorum(
+    otherwise = (
         "no leader that a majority follows: there is no index at which all replicas could be compared; see: "
         f"{config.command(cluster.directory)} status"
     )
+    return int(ask_leader(cluster, wire.WRITE, wire.MARK_FRAME, give_up, otherwise=otherwise)[0])

@@ -45,6 +45,7 @@ def test_isolate_takes_a_direction_and_prints_json(run: Run, cluster: FakeCluste
         ("partition", "n1", "--for", "soon"),
         ("slow", "n1"),
         ("slow", "n1", "much"),
+        ("flaky", "n1"),
         ("flaky", "n1", "5"),
         ("flaky", "n1", "101%"),
         ("flaky", "n1", "-5%"),
