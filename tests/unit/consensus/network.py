@@ -150,13 +150,21 @@ class Oracle:
             known = self.committed.get(entry.index)
             if known is None:
                 self.committed[entry.index] = entry
-                voters = core.membership.current.voters
-                copies = [v for v in voters if network.nodes[v].disk.held(entry.index, entry.epoch)]
-                assert len(copies) > len(voters) // 2, f"{entry.index} committed with copies only on {copies}"
+                self.check_copies(network, node, entry)
             else:
-                assert known == entry, f"two different entries committed at {entry.index}"
+                assert self.is_same(known, entry), f"two different entries committed at {entry.index}"
         if core.is_leader and node.applied_index > self.acknowledged[-1][1]:
             self.acknowledged.append((network.now, node.applied_index))
+
+    def is_same(self, known: Entry, entry: Entry) -> bool:
+        return known == entry
+
+    def check_copies(self, network: Network, node: Node, entry: Entry) -> None:
+        """It was committed just now, by this one first."""
+        assert node.core is not None
+        voters = node.core.membership.current.voters
+        copies = [v for v in voters if network.nodes[v].disk.held(entry.index, entry.epoch)]
+        assert len(copies) > len(voters) // 2, f"{entry.index} committed with copies only on {copies}"
 
     def check_reads(self, reads: Iterable[tuple[int, int]]) -> None:
         for token, index in reads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -47,6 +46,7 @@ class SlotOracle(Oracle):
         super().__init__()
         self.proposed: dict[tuple[int, int], tuple[int, bytes]] = {}  # (slot, ballot) -> value
         self.chosen_by: dict[int, tuple[int, set[int]]] = {}
+        self.opened: set[tuple[int, int]] = set()
 
     def check_leader(self, network: Network, node: Node) -> None:
         core = node.core
@@ -68,11 +68,6 @@ class SlotOracle(Oracle):
                 held = core.log.get(index)
                 assert held is not None and (held.kind, held.data) == (entry.kind, entry.data), f"{index} is lost"
 
-    @property
-    def opened(self) -> set[tuple[int, int]]:
-        found: set[tuple[int, int]] = self.__dict__.setdefault("_opened", set())
-        return found
-
     def check_written(self, network: Network, node: Node, batch: WriteBatch) -> None:
         for entry in batch.entries:
             value = (entry.kind, entry.data)
@@ -82,22 +77,10 @@ class SlotOracle(Oracle):
             above = self.chosen_by.get(entry.index, (1 << 62, set()))[0]
             assert chosen is None or entry.epoch < above or (chosen.kind, chosen.data) == value, "the chosen changes"
 
-    def check_committed(self, network: Network, node: Node, entries: Iterable[Entry]) -> None:
-        core = node.core
-        assert core is not None
-        for entry in entries:
-            assert entry.index == node.applied_index + 1, "handed out once and in order"
-            node.applied_index = entry.index
-            known = self.committed.get(entry.index)
-            if known is None:
-                self.committed[entry.index] = entry
-                self._check_chosen(network, node, entry)
-            else:
-                assert (known.kind, known.data) == (entry.kind, entry.data), f"two values chosen in slot {entry.index}"
-        if core.is_leader and node.applied_index > self.acknowledged[-1][1]:
-            self.acknowledged.append((network.now, node.applied_index))
+    def is_same(self, known: Entry, entry: Entry) -> bool:
+        return (known.kind, known.data) == (entry.kind, entry.data)
 
-    def _check_chosen(self, network: Network, node: Node, entry: Entry) -> None:
+    def check_copies(self, network: Network, node: Node, entry: Entry) -> None:
         """A quorum of the configuration that the slot belongs to has had one ballot's value on disk."""
         voters = next(iter(network.nodes.values())).disk.configuration.voters
         for index in sorted(self.committed):
