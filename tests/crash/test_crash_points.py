@@ -45,7 +45,7 @@ def test_every_crash_state_recovers_to_what_was_acknowledged(name: str) -> None:
 @pytest.mark.parametrize("durability", ["interval:20", "none"])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_in_a_weak_mode_a_crash_loses_a_suffix_at_most_but_no_vote(name: str, durability: str) -> None:
-    assert_good(walk(name, durability, WIDE, limit=STATES_MAX // 4, inner=25, onward=20), 100)
+    assert_good(walk(name, durability, WIDE, limit=STATES_MAX // 2, inner=25, onward=20), 100)
 
 
 # -- these tests notice -----------------------------------------------------------------------------------------------
