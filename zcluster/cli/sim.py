@@ -53,7 +53,7 @@ def sim(
     """
     import os
 
-    from zcluster.consensus import ENGINES as CORES
+    from zcluster.consensus.engines import engine_class
     from zcluster.sim.many import run_many, seeds_from
     from zcluster.sim.run import Case
     from zcluster.sim.schedule import parse_groups
@@ -63,7 +63,7 @@ def sim(
         nodes=nodes or 0,
         groups=parse_groups(faults),
         only=_positions(only),
-        core_class=CORES[engine],
+        core_class=engine_class(engine),
     )
     number = seeds if seeds is not None else None if span is not None else SEEDS if seed is None else 1
     until = float("inf") if span is None else time.monotonic() + span

@@ -92,10 +92,8 @@ for by a replica that does not lead. `paxos` says why it is safe; `synod` is the
 Files: `api` the contract. `core` what both engines share; `raft`, `paxos` roles and handlers; `leadership` what one
 leadership owns, `proposer` what Paxos adds to it; `preparation`, `slots`, `ballots` values of Paxos; `progress`,
 `reads`, `log`, `writes`, `membership`, `election`, `outbox`, `quorum`, `validate` of both, without a protocol of their
-own; `invariants` what must always hold.
+own; `invariants` what must always hold; `engines` which one goes by which name.
 """
-
-from typing import Final
 
 from zcluster.consensus.api import (
     ADD_LEARNER,
@@ -121,18 +119,9 @@ from zcluster.consensus.api import (
     VoteReply,
     VoteRequest,
 )
-from zcluster.consensus.paxos import Paxos
-from zcluster.consensus.raft import Raft
-from zcluster.types import PAXOS, RAFT
-
-EngineClass = type[Raft] | type[Paxos]
-
-ENGINES: Final[dict[str, EngineClass]] = {RAFT: Raft, PAXOS: Paxos}
-"""By the name in a cluster's settings and in `identity.json`."""
 
 __all__ = [
     "ADD_LEARNER",
-    "ENGINES",
     "PROMOTE",
     "REMOVE",
     "AnyMessage",
@@ -141,15 +130,12 @@ __all__ = [
     "Certificate",
     "ConfigChange",
     "Consensus",
-    "EngineClass",
     "Heartbeat",
     "HeartbeatReply",
     "InstallSnapshot",
     "Message",
-    "Paxos",
     "PreVoteReply",
     "PreVoteRequest",
-    "Raft",
     "Ready",
     "Recovered",
     "Settings",

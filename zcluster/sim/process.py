@@ -6,12 +6,11 @@ Plain state; what happens to it is decided in `cluster`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from zcluster.config import ClusterSpec
-from zcluster.consensus import EngineClass
 from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.raft import Raft
 from zcluster.machines.api import Machine
@@ -22,6 +21,9 @@ from zcluster.storage.checkpoint import CheckpointWriter
 from zcluster.storage.recover import Store
 from zcluster.storage.writer import InlineWriter
 from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId, SnapshotMeta
+
+if TYPE_CHECKING:
+    from zcluster.consensus.engines import EngineClass
 
 Received = tuple[ReplicaId, int, bytes]
 Request = tuple[bytes, int, int, bytes]

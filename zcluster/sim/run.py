@@ -15,13 +15,12 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from zcluster import wire
 from zcluster.config import FORMAT, ClusterSpec, NodeSpec, Settings
-from zcluster.consensus import EngineClass
 from zcluster.consensus.api import Settings as CoreSettings
 from zcluster.consensus.paxos import Paxos
 from zcluster.consensus.raft import Raft
@@ -42,6 +41,9 @@ from zcluster.sim.reference import FrameModel, KeyValueModel
 from zcluster.sim.schedule import CLOCK, DISK, GROUPS, MEMBERSHIP, NETWORK, Fault, draw_schedule
 from zcluster.sim.world import START, Violation, World
 from zcluster.types import MS, PAXOS, RAFT, Nanoseconds
+
+if TYPE_CHECKING:
+    from zcluster.consensus.engines import EngineClass
 
 LIVENESS_TIMEOUTS: Final = 40
 """Election timeouts after the healing within which everything must be well; clients' longest pause comes on top."""

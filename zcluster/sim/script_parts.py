@@ -11,7 +11,8 @@ from typing import Final
 
 import msgspec
 
-from zcluster.consensus import AnyMessage, AppendRequest, InstallSnapshot, Raft, Recovered, Settings, invariants, quorum
+from zcluster.consensus import AnyMessage, AppendRequest, InstallSnapshot, Recovered, Settings, invariants, quorum
+from zcluster.consensus.raft import Raft
 from zcluster.errors import InvalidInput
 from zcluster.types import (
     KIND_CONFIG,
