@@ -52,7 +52,7 @@ class Requests:
         if self.sockets_were_gone:
             config.make_private(sockets)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._authentication: Any = serve_authentication(self.context, security)
+        self._authentication = serve_authentication(self.context, security)
         endpoint = spec.endpoint("supervisor", config.CONTROL)
         try:
             self.socket = make_socket(self.context, zmq.ROUTER, bind=endpoint, security=security)

@@ -397,7 +397,7 @@ class Server:
         self._deaths.close()
         self._network.close()
         if self._authentication is not None:
-            self._authentication.stop()  # type: ignore[attr-defined]
+            self._authentication.stop()
         self._context.destroy(linger=0)
         self._events.close()
         self._store.close()

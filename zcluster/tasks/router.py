@@ -19,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, cast
+from typing import Final
 
 import zmq
 
@@ -128,7 +128,7 @@ class Router:
         self._clients.close()
         self._workers.close()
         if self._authentication is not None:
-            cast(Any, self._authentication).stop()
+            self._authentication.stop()
         self._context.term()
         self._epoll.close()
         self._wakeup.close()

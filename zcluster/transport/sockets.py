@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 from zmq.backend import Socket as RawSocket
 
 from zcluster.config import ClusterSpec
 from zcluster.errors import Corrupt
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 HIGH_WATER_MESSAGES = 10_000
 MESSAGE_BYTES_MAX = 128 << 20
@@ -122,7 +125,9 @@ def make_socket(
     return socket
 
 
-def serve_authentication(context: zmq.Context[zmq.Socket[bytes]], security: Security | None) -> object | None:
+def serve_authentication(
+    context: zmq.Context[zmq.Socket[bytes]], security: Security | None
+) -> ThreadAuthenticator | None:
     """Admit only holders of the cluster's own key (CURVE alone admits anybody who knows the server's public key).
 
     Returns the running authenticator to keep alive, or None for ipc.
