@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from zcluster import wire
-from zcluster.config import ClusterSpec
 from zcluster.node import status
 from zcluster.transport.faults import FaultyNetwork, Rule, decode_order
 from zcluster.transport.liveness import ProcessWatch
@@ -22,12 +21,15 @@ class OwnNetwork(Generic[MessageT]):
 
     Args:
         send: hands a message to the link of a replica.
+        name_of: the node that a replica is now; members come and go.
     """
 
-    def __init__(self, spec: ClusterSpec, me: Envelope, send: Callable[[ReplicaId, bytes], object]) -> None:
-        draw = random.Random(f"{spec.cluster_id}.{me.sender}.{me.incarnation}.faults")
+    def __init__(
+        self, me: Envelope, send: Callable[[ReplicaId, bytes], object], name_of: Callable[[ReplicaId], str | None]
+    ) -> None:
+        draw = random.Random(f"{me.cluster_id}.{me.sender}.{me.incarnation}.faults")
         self.faults: FaultyNetwork[MessageT] = FaultyNetwork(send, draw)
-        self._spec = spec
+        self._name_of = name_of
         self._peers = RuledPeers()
 
     def order(self, body: bytes, now: Nanoseconds) -> tuple[int, Any]:
@@ -52,7 +54,7 @@ class OwnNetwork(Generic[MessageT]):
 
     def describe(self, now: Nanoseconds) -> list[dict[str, Any]]:
         """The rules in force."""
-        return status.describe_faults(self._spec, self.faults.rules.all, now)
+        return status.describe_faults(self._name_of, self.faults.rules.all, now)
 
     def counters(self) -> dict[str, int]:
         faults = self.faults

@@ -89,7 +89,7 @@ class Server:
             decode=msgspec.msgpack.Decoder(AnyMessage).decode,
             security=security,
         )
-        self._network: OwnNetwork[AnyMessage] = OwnNetwork(spec, me, self._peers.send)
+        self._network: OwnNetwork[AnyMessage] = OwnNetwork(me, self._peers.send, self._name_of)
         self._faults = self._network.faults
         self._clients = ClientSocket(self._context, bind=spec.endpoint(node, CLIENT), security=security)
         self._senders = SnapshotSender(self._context, disk, store.checkpoints, security, severed=self._faults.severed)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from zcluster.config import ClusterSpec, parse_durability
 from zcluster.node.replica import Replica
 from zcluster.storage.writer import Completion
 from zcluster.transport.faults import EVERYBODY, Rule
-from zcluster.types import MS, NEVER, Nanoseconds
+from zcluster.types import MS, NEVER, Nanoseconds, ReplicaId
 
 
 def describe(
@@ -72,13 +72,15 @@ def describe(
     }
 
 
-def describe_faults(spec: ClusterSpec, rules: Iterable[Rule], now: Nanoseconds) -> list[dict[str, Any]]:
+def describe_faults(
+    name_of: Callable[[ReplicaId], str | None], rules: Iterable[Rule], now: Nanoseconds
+) -> list[dict[str, Any]]:
     """The rules that a node's network is under; `peer` None: all peers; `seconds_left` None: until `heal`."""
     return [
         {
             "kind": rule.kind,
             "direction": rule.direction,
-            "peer": (spec.node_name(rule.peer) or f"replica {rule.peer}") if rule.peer != EVERYBODY else None,
+            "peer": (name_of(rule.peer) or f"replica {rule.peer}") if rule.peer != EVERYBODY else None,
             "delay_ms": rule.delay / MS,
             "loss": rule.loss,
             "duplicate": rule.duplicate,

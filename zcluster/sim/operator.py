@@ -18,7 +18,7 @@ from typing import Final
 
 from zcluster import wire
 from zcluster.consensus.api import ADD_LEARNER, PROMOTE, REMOVE, ConfigChange
-from zcluster.node.members import Request, decode_configuration, is_done
+from zcluster.node.members import decode_configuration, encode_change, is_done
 from zcluster.sim.checkers import Checkers
 from zcluster.sim.cluster import Cluster
 from zcluster.sim.configurations import has_majority
@@ -153,7 +153,7 @@ class Operator:
             self._serial += 1
             self._forget_the_dead()
             self._asked[self._serial] = (life, life.replica.core.term, change)
-            self._cluster.change(leader, self._serial, wire.encode(Request(change.action, change.replica)))
+            self._cluster.change(leader, self._serial, encode_change(change))
             pause = 4 * self._election_timeout
         elif life is not None:
             self._wishes.append(self._wishes.pop(0))  # others may go first; a lost disk can always be replaced

@@ -5,32 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from zcluster import wire
-from zcluster.config import ClusterSpec, NodeSpec, make_settings
 from zcluster.node.network import OwnNetwork
 from zcluster.transport.faults import Order, Rule
 from zcluster.transport.liveness import start_ticks
 from zcluster.transport.peers import Envelope
 from zcluster.types import MS
 
+NAMES = {11: "n1", 12: "n2"}
+
 
 @pytest.fixture
-def network(tmp_path: Path) -> Iterator[OwnNetwork[str]]:
+def network() -> Iterator[OwnNetwork[str]]:
     """Of replica 11, which is n1."""
-    spec = ClusterSpec(
-        format=1,
-        name="c",
-        cluster_id="c-1",
-        settings=make_settings(nodes=2),
-        nodes=(NodeSpec("n1", 11), NodeSpec("n2", 12)),
-        socket_directory=str(tmp_path),
-        directory=str(tmp_path),
-    )
-    made: OwnNetwork[str] = OwnNetwork(spec, Envelope(1, "c-1", 11, 1, 0, 1, 1), lambda peer, body: None)
+    made: OwnNetwork[str] = OwnNetwork(Envelope(1, "c-1", 11, 1, 0, 1, 1), lambda peer, body: None, NAMES.get)
     yield made
     made.close()
 
@@ -58,6 +49,12 @@ def test_the_answer_to_an_order_is_what_holds_now(network: OwnNetwork[str]) -> N
         ("cut", "replica 77", 0.0, None),
     ]
     assert network.describe(900 * MS) == rules[1:]  # over, though nobody has looked since
+
+
+def test_a_member_that_came_later_has_its_name(network: OwnNetwork[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    network.order(wire.encode(Order((), (Rule("cut", "in", 13),))), 0)
+    monkeypatch.setitem(NAMES, 13, "n3")
+    assert [rule["peer"] for rule in network.describe(0)] == ["n3"]
 
 
 def test_nonsense_is_refused_and_changes_nothing(network: OwnNetwork[str]) -> None:
